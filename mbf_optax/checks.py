@@ -1,0 +1,103 @@
+"""Checks of what a user passes in, each with a message that names it and the remedy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbf_optax import tree
+from mbf_optax.layers import Partition, Reading, check_cover
+
+
+def _concrete(value: Any) -> bool:
+  """Whether a hyperparameter's value is known; schedules and tracers are not."""
+  return not callable(value) and not isinstance(value, jax.core.Tracer)
+
+
+def positive(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for a known value that is not positive."""
+  if _concrete(value) and not np.all(np.asarray(value) > 0):
+    raise ValueError(
+      f"mbf_optax: {name} is {value}; it must be positive (try 3e-3, or 0.1 for"
+      " relative damping)."
+    )
+
+
+def decay(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for a known value outside ``[0, 1)``."""
+  if _concrete(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
+    raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.")
+
+
+def period(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for a known value that is not an integer of at least 1."""
+  if not _concrete(value):
+    return
+  array = np.asarray(value)
+  if not np.all(array >= 1) or not np.all(array == np.round(array)):
+    raise ValueError(
+      f"mbf_optax: {name} is {value}; it must be a whole number of updates, 1 or more."
+    )
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  """Raises a ``ValueError`` for a value that is none of the choices."""
+  if value not in choices:
+    raise ValueError(
+      f"mbf_optax: {name} is {value!r}; use one of {', '.join(map(repr, choices))}."
+    )
+
+
+def readings(partition: Partition, params: Any) -> Sequence[Reading]:
+  """The readings of parameters, checked to be floating and to be covered once.
+
+  Raises:
+    ValueError: naming the path of a parameter that cannot be trained, is read twice or
+      is left out.
+  """
+  leaves = tree.flatten(params)
+  for path, leaf in leaves.items():
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise ValueError(
+        f"mbf_optax: the parameter {path!r} has dtype {leaf.dtype}; only floating and"
+        " complex parameters can be trained. Leave it out with optax.masked or"
+        " optax.partition, or keep it in another collection."
+      )
+  found = partition(params)
+  check_cover(found, leaves)
+  return found
+
+
+def same_structure(updates: Any, momentum: Any) -> None:
+  """Raises a ``ValueError`` where gradients differ from the parameters of ``init``."""
+  given, expected = tree.flatten(updates), tree.flatten(momentum)
+  for path in (*expected, *given):
+    if path not in given or path not in expected:
+      where = "parameters" if path in expected else "gradients"
+      raise ValueError(
+        f"mbf_optax: the gradients and the parameters given to init differ at {path!r},"
+        f" which only the {where} have; initialise the optimizer with the tree that"
+        " is differentiated."
+      )
+    if given[path].shape != expected[path].shape:
+      raise ValueError(
+        f"mbf_optax: the gradient of {path!r} has shape {given[path].shape}, the"
+        f" parameter has {expected[path].shape}."
+      )
+
+
+def curvature_leaves(curvature_gradients: Any, updates: Any) -> tree.Leaves:
+  """Leaves of the second gradient for every leaf of the first.
+
+  The second may hold more: inside ``optax.masked`` only the first is masked.
+  """
+  given = tree.flatten(curvature_gradients)
+  for path, leaf in tree.flatten(updates).items():
+    if path not in given or given[path].shape != leaf.shape:
+      raise ValueError(
+        f"mbf_optax: curvature_gradients has no leaf {path!r} of shape {leaf.shape};"
+        " pass a second gradient of the same parameters."
+      )
+  return given

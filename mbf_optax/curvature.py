@@ -1,0 +1,137 @@
+"""The curvature of a whole parameter tree: every layer and its estimator."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbf_optax import elementwise, full, low_rank, refresh, shared, tree
+from mbf_optax.estimators import Damping, Estimator
+from mbf_optax.layers import Reading, from_blocks, to_blocks
+
+Layers = dict[str, Any]
+"""State of every layer by the path of its weight array."""
+
+_FLOOR = 1e-30  # keeps relative damping positive where a gradient has been zero
+
+
+def estimator_of(reading: Reading) -> Estimator:
+  """The estimator that serves a layer of blocks."""
+  if reading.layer.estimator == "shared":
+    return shared.SharedBlocks()
+  if reading.layer.estimator == "low_rank":
+    return low_rank.LowRankBlocks()
+  if reading.block_size <= full.PACKED_LIMIT:
+    return full.PackedBlocks()
+  return full.MatrixBlocks()
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+  """Statistics and inverses of all layers under one set of hyperparameters.
+
+  Attributes:
+    damping: a number or a schedule.
+    relative_damping: whether it multiplies a layer's mean diagonal.
+    method: how matrices are inverted.
+  """
+
+  damping: optax.ScalarOrSchedule
+  relative_damping: bool
+  method: refresh.Method
+
+  def init(self, readings: Sequence[Reading], leaves: tree.Leaves) -> Layers:
+    """States before the first gradient."""
+    layers = {}
+    for reading in readings:
+      dtype = jnp.promote_types(leaves[reading.path].dtype, jnp.float32)
+      if reading.layer.elementwise:
+        layers[reading.path] = elementwise.init(reading, dtype)
+      else:
+        layers[reading.path] = estimator_of(reading).init(reading, dtype)
+    return layers
+
+  def accumulate(
+    self,
+    readings: Sequence[Reading],
+    layers: Layers,
+    gradients: tree.Leaves,
+    ema: jax.typing.ArrayLike,
+  ) -> Layers:
+    """The states of the given layers with one more gradient in their statistics."""
+    layers = dict(layers)
+    for reading in readings:
+      state = layers[reading.path]
+      gradient = to_blocks(reading, gradients)
+      if reading.layer.elementwise:
+        add = elementwise.accumulate
+      else:
+        add = functools.partial(estimator_of(reading).accumulate, reading)
+      layers[reading.path] = add(state, gradient, jnp.asarray(ema, _dtype(state)))
+    return layers
+
+  def refresh(
+    self,
+    readings: Sequence[Reading],
+    layers: Layers,
+    weight: jax.Array,
+    count: jax.Array,
+  ) -> Layers:
+    """The states of the given layers with new inverses, where those are finite.
+
+    Args:
+      readings: layers of blocks.
+      layers: states by path, of at least these layers.
+      weight: the bias correction ``c`` of the statistics.
+      count: the step at which a damping schedule is read.
+    """
+    systems = []
+    for reading in readings:
+      state = layers[reading.path]
+      level = self._level(count, _dtype(state))
+      system = estimator_of(reading).system
+      systems.append(system(reading, state, weight.astype(_dtype(state)), level))
+    inverses = refresh.invert(systems, self.method)
+    layers = dict(layers)
+    for reading, system, inverse in zip(readings, systems, inverses, strict=True):
+      layers[reading.path] = estimator_of(reading).with_inverse(
+        reading, layers[reading.path], system, inverse
+      )
+    return layers
+
+  def precondition(
+    self,
+    readings: Sequence[Reading],
+    layers: Layers,
+    momentum: tree.Leaves,
+    weight: jax.Array,
+    count: jax.Array,
+  ) -> tree.Leaves:
+    """Directions ``P m`` by path; ``weight`` corrects the element-by-element kind."""
+    directions: tree.Leaves = {}
+    for reading in readings:
+      state = layers[reading.path]
+      blocks = to_blocks(reading, momentum)
+      if reading.layer.elementwise:
+        level = self._level(count, _dtype(state))
+        correction = weight.astype(_dtype(state))
+        blocks = elementwise.precondition(reading, state, blocks, correction, level)
+      else:
+        blocks = estimator_of(reading).precondition(reading, state, blocks)
+      directions |= from_blocks(reading, blocks)
+    return directions
+
+  def _level(self, count: jax.Array, dtype: jax.typing.DTypeLike) -> Damping:
+    value = self.damping(count) if callable(self.damping) else self.damping
+    value = jnp.asarray(value, dtype)
+    if self.relative_damping:
+      return lambda mean_diagonal: value * mean_diagonal + jnp.asarray(_FLOOR, dtype)
+    return lambda mean_diagonal: jnp.broadcast_to(value, mean_diagonal.shape)
+
+
+def _dtype(state: Any) -> jnp.dtype:
+  return jax.tree.leaves(state)[0].dtype

@@ -1,0 +1,76 @@
+"""What an estimator of mini-blocks is, and which one serves a layer.
+
+An estimator works on block vectors ``(n, *batch)`` of one layer and keeps its state.
+Preparing matrices and taking back their inverses are two calls, so that equal sizes
+from all layers are inverted in one batch between them (:mod:`mbf_optax.refresh`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax.layers import Reading
+
+Damping = Callable[[jax.Array], jax.Array]
+"""From the mean diagonal of a layer's statistics, ``(*stack,)``, to its damping."""
+
+
+class Matrices(NamedTuple):
+  """A layer's damped matrices, on their way to the batched inverse.
+
+  Attributes:
+    values: ``(n (n + 1) / 2, *batch)`` if packed, else ``(*batch, n, n)``.
+    is_packed: which of the two.
+    damping: the ``lambda`` that was added, ``(*stack,)``.
+  """
+
+  values: jax.Array
+  is_packed: bool
+  damping: jax.Array
+
+
+class Estimator(Protocol):
+  """Curvature of one layer: statistics, and the inverse that follows from them."""
+
+  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> Any:
+    """State before the first gradient; its inverse is the identity."""
+
+  def accumulate(
+    self, reading: Reading, state: Any, gradient: jax.Array, ema: jax.Array
+  ) -> Any:
+    """State with one more gradient ``(n, *batch)`` in its moving average."""
+
+  def system(
+    self, reading: Reading, state: Any, weight: jax.Array, damping: Damping
+  ) -> Matrices:
+    """The matrices to invert; ``weight`` is the bias correction ``c``."""
+
+  def with_inverse(
+    self, reading: Reading, state: Any, system: Matrices, inverse: jax.Array
+  ) -> Any:
+    """State with new inverses, except for blocks whose inverse is not finite."""
+
+  def precondition(self, reading: Reading, state: Any, vectors: jax.Array) -> jax.Array:
+    """``P v`` for block vectors ``(n, *batch)``."""
+
+
+def without_faults(gradient: jax.Array) -> jax.Array:
+  """Block vectors ``(n, *batch)`` with zeros for blocks that cannot be squared.
+
+  A block with an element that is not finite, or so large that its square overflows,
+  would stay in a moving average for good.
+  """
+  usable = jnp.isfinite(jnp.sum(jnp.square(gradient), axis=0))
+  return jnp.where(usable, gradient, 0)
+
+
+def over_layer(values: jax.Array, reading: Reading) -> jax.Array:
+  """Mean over everything but the stacked axes, which lead: ``(*stack,)``."""
+  return jnp.mean(values, axis=range(reading.layer.stack_axes, values.ndim))
+
+
+def beside(level: jax.Array, values: jax.Array) -> jax.Array:
+  """``level``, ``(*stack,)``, with axes of size one to broadcast against ``values``."""
+  return level.reshape(*level.shape, *[1] * (values.ndim - level.ndim))

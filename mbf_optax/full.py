@@ -1,0 +1,115 @@
+"""The ``full`` estimator: every mini-block keeps its own matrix (Algorithm 2)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax import packed
+from mbf_optax.estimators import Damping, Matrices, beside, over_layer, without_faults
+from mbf_optax.layers import Reading
+
+PACKED_LIMIT = 32
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class BlockState(NamedTuple):
+  """State of a layer that keeps matrices.
+
+  Attributes:
+    statistics: moving average of ``g g^T``, float32 or wider: packed triangles
+      ``(n (n + 1) / 2, *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones,
+      ``(*stack, n, n)`` for a shared matrix.
+    inverse: inverse of the damped statistics, in the same shape and dtype.
+  """
+
+  statistics: jax.Array
+  inverse: jax.Array
+
+
+class PackedBlocks:
+  """Blocks of up to ``PACKED_LIMIT`` elements, as triangles with the batch trailing."""
+
+  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
+    shape = packed.packed_size(reading.block_size), *reading.batch_shape
+    identity = packed.identity(reading.block_size, reading.batch_shape, dtype)
+    return BlockState(jnp.zeros(shape, dtype), identity)
+
+  def accumulate(
+    self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
+  ) -> BlockState:
+    del reading
+    outer = packed.outer(without_faults(gradient))
+    return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
+
+  def system(
+    self, reading: Reading, state: BlockState, weight: jax.Array, damping: Damping
+  ) -> Matrices:
+    corrected = state.statistics / weight
+    diagonal = jnp.mean(packed.diagonal(corrected), axis=0)
+    level = damping(over_layer(diagonal, reading))
+    damped = packed.add_to_diagonal(corrected, beside(level, diagonal))
+    return Matrices(damped, True, level)
+
+  def with_inverse(
+    self, reading: Reading, state: BlockState, system: Matrices, inverse: jax.Array
+  ) -> BlockState:
+    del reading, system
+    finite = jnp.all(jnp.isfinite(inverse), axis=0)
+    return state._replace(inverse=jnp.where(finite, inverse, state.inverse))
+
+  def precondition(
+    self, reading: Reading, state: BlockState, vectors: jax.Array
+  ) -> jax.Array:
+    del reading
+    return packed.matvec(state.inverse, vectors)
+
+
+class MatrixBlocks:
+  """Larger blocks, as full matrices with the batch leading."""
+
+  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
+    return identity_state(reading.batch_shape, reading.block_size, dtype)
+
+  def accumulate(
+    self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
+  ) -> BlockState:
+    del reading
+    vectors = jnp.moveaxis(without_faults(gradient), 0, -1)
+    outer = vectors[..., :, None] * vectors[..., None, :]
+    return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
+
+  def system(
+    self, reading: Reading, state: BlockState, weight: jax.Array, damping: Damping
+  ) -> Matrices:
+    corrected = state.statistics / weight
+    diagonal = jnp.diagonal(corrected, axis1=-2, axis2=-1)
+    level = damping(over_layer(diagonal, reading))
+    eye = jnp.eye(reading.block_size, dtype=corrected.dtype)
+    eye = eye.reshape(*[1] * (corrected.ndim - 2), *eye.shape)
+    return Matrices(corrected + beside(level, corrected) * eye, False, level)
+
+  def with_inverse(
+    self, reading: Reading, state: BlockState, system: Matrices, inverse: jax.Array
+  ) -> BlockState:
+    del reading, system
+    finite = jnp.all(jnp.isfinite(inverse), axis=(-2, -1), keepdims=True)
+    return state._replace(inverse=jnp.where(finite, inverse, state.inverse))
+
+  def precondition(
+    self, reading: Reading, state: BlockState, vectors: jax.Array
+  ) -> jax.Array:
+    del reading
+    columns = jnp.moveaxis(vectors, 0, -1)[..., None]
+    product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
+    return jnp.moveaxis(product[..., 0], -1, 0)
+
+
+def identity_state(
+  batch: tuple[int, ...], n: int, dtype: jax.typing.DTypeLike
+) -> BlockState:
+  """Zero statistics and identity inverses ``(*batch, n, n)``."""
+  shape = *batch, n, n
+  return BlockState(
+    jnp.zeros(shape, dtype), jnp.broadcast_to(jnp.eye(n, dtype=dtype), shape)
+  )

@@ -1,0 +1,115 @@
+"""The ``low_rank`` estimator: exact per-neuron blocks without an ``n x n`` matrix.
+
+With ``U`` holding the last ``r`` gradients of a neuron, each times the square root of
+its weight in the moving average, the block is ``U U^T`` and by Woodbury's identity
+
+    ``(U U^T + lambda I)^(-1) m = (m - U (lambda I_r + U^T U)^(-1) U^T m) / lambda``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax import packed
+from mbf_optax.estimators import Damping, Matrices, beside, over_layer, without_faults
+from mbf_optax.layers import Reading
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class LowRankState(NamedTuple):
+  """State of a layer that keeps its last ``r`` gradients.
+
+  Attributes:
+    history: ``(*batch, r, n)``, the gradients of every neuron, float32 or wider.
+    weights: ``(r,)``, their weights in the moving average, not normalised.
+    slot: ``()`` int32, where the next gradient goes.
+    gram: packed ``(r (r + 1) / 2, *batch)``, inner products of the history.
+    core: packed ``(r (r + 1) / 2, *batch)``, ``D (lambda I + D K D)^(-1) D`` with ``K``
+      the Gram matrix and ``D`` the square roots of the normalised weights.
+    damping: ``(*batch,)``, the ``lambda`` that belongs to ``core``.
+  """
+
+  history: jax.Array
+  weights: jax.Array
+  slot: jax.Array
+  gram: jax.Array
+  core: jax.Array
+  damping: jax.Array
+
+
+class LowRankBlocks:
+  """The last ``layer.rank`` gradients of every neuron, and their Gram matrices."""
+
+  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> LowRankState:
+    rank, batch = reading.layer.rank, reading.batch_shape
+    triangle = packed.packed_size(rank), *batch
+    return LowRankState(
+      history=jnp.zeros((*batch, rank, reading.block_size), dtype),
+      weights=jnp.zeros(rank, dtype),
+      slot=jnp.zeros((), jnp.int32),
+      gram=jnp.zeros(triangle, dtype),
+      core=jnp.zeros(triangle, dtype),
+      damping=jnp.ones(batch, dtype),
+    )
+
+  def accumulate(
+    self, reading: Reading, state: LowRankState, gradient: jax.Array, ema: jax.Array
+  ) -> LowRankState:
+    row = jnp.moveaxis(without_faults(gradient), 0, -1)
+    history = jax.lax.dynamic_update_index_in_dim(
+      state.history, row, state.slot, state.history.ndim - 2
+    )
+    products = jnp.matmul(history, row[..., None], precision=_HIGHEST)[..., 0]
+    entries = jnp.asarray(packed.positions(reading.layer.rank))[state.slot]
+    return state._replace(
+      history=history,
+      weights=(ema * state.weights).at[state.slot].set(1 - ema),
+      slot=(state.slot + 1) % reading.layer.rank,
+      gram=state.gram.at[entries].set(jnp.moveaxis(products, -1, 0)),
+    )
+
+  def system(
+    self, reading: Reading, state: LowRankState, weight: jax.Array, damping: Damping
+  ) -> Matrices:
+    del weight  # normalised weights need no correction
+    weighted = _weight_products(state) * state.gram
+    trace = jnp.sum(packed.diagonal(weighted), axis=0)
+    level = damping(over_layer(trace / reading.block_size, reading))
+    damped = packed.add_to_diagonal(weighted, beside(level, trace))
+    return Matrices(damped, True, level)
+
+  def with_inverse(
+    self, reading: Reading, state: LowRankState, system: Matrices, inverse: jax.Array
+  ) -> LowRankState:
+    del reading
+    core = _weight_products(state) * inverse
+    finite = jnp.all(jnp.isfinite(core), axis=0)
+    damping = beside(system.damping, state.damping)
+    return state._replace(
+      core=jnp.where(finite, core, state.core),
+      damping=jnp.where(finite, damping, state.damping),
+    )
+
+  def precondition(
+    self, reading: Reading, state: LowRankState, vectors: jax.Array
+  ) -> jax.Array:
+    del reading
+    columns = jnp.moveaxis(vectors, 0, -1)
+    inner = jnp.matmul(state.history, columns[..., None], precision=_HIGHEST)[..., 0]
+    inner = packed.matvec(state.core, jnp.moveaxis(inner, -1, 0))
+    inner = jnp.moveaxis(inner, 0, -1)[..., None, :]
+    along = jnp.matmul(inner, state.history, precision=_HIGHEST)[..., 0, :]
+    return jnp.moveaxis((columns - along) / state.damping[..., None], -1, 0)
+
+
+def normalized(state: LowRankState) -> LowRankState:
+  """The state with weights that sum to one, as after a complete average."""
+  return state._replace(weights=state.weights / jnp.sum(state.weights))
+
+
+def _weight_products(state: LowRankState) -> jax.Array:
+  """Packed ``sqrt(w_i w_j)`` of the normalised weights, against ``(.., *batch)``."""
+  roots = packed.outer(jnp.sqrt(normalized(state).weights))
+  return roots.reshape(-1, *[1] * state.damping.ndim)

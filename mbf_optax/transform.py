@@ -1,0 +1,251 @@
+"""The transformation: Algorithm 2 of the paper as ``optax`` sees it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbf_optax import checks, low_rank, refresh, tree
+from mbf_optax.curvature import Curvature, Layers
+from mbf_optax.layers import Partition, Reading, as_float
+from mbf_optax.partition import flax_partition
+
+
+class MbfState(NamedTuple):
+  """State of :func:`scale_by_mbf`: arrays only.
+
+  Attributes:
+    count: ``()`` int32, number of updates made; the ``k`` of the algorithm.
+    weight: ``()``, total weight of the block statistics' moving averages, the bias
+      correction ``c``: ``1 - curvature_ema ** s`` from a zero start, 1 after a warm one.
+    elementwise_weight: ``()``, the same for statistics kept element by element.
+    momentum: the heavy-ball momentum ``m``, structure and shapes of the parameters,
+      float32 or wider.
+    curvature: state of every layer by the path of its weight array: a ``BlockState``,
+      ``LowRankState`` or ``ElementwiseState``. A scalar for a tree without leaves.
+  """
+
+  count: jax.Array
+  weight: jax.Array
+  elementwise_weight: jax.Array
+  momentum: optax.Params
+  curvature: Layers | jax.Array
+
+
+class WarmStart(NamedTuple):
+  """Instruction to an update to work on the statistics alone.
+
+  Attributes:
+    average: ``None`` to refresh the inverses, else the weight that the statistics keep
+      while the given gradients enter.
+  """
+
+  average: jax.Array | None
+
+
+def scale_by_mbf(
+  damping: optax.ScalarOrSchedule = 3e-3,
+  relative_damping: bool = False,
+  momentum: jax.typing.ArrayLike = 0.9,
+  curvature_ema: jax.typing.ArrayLike = 0.9,
+  curvature_update_period: jax.typing.ArrayLike = 10,
+  inverse_update_period: jax.typing.ArrayLike = 100,
+  partition: Partition | None = None,
+  inverse: refresh.Method = "sweep",
+) -> optax.GradientTransformationExtraArgs:
+  r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
+
+  With :math:`k` the number of updates made before and :math:`b` a mini-block,
+
+  .. math::
+    m &\leftarrow \mu m + g \\
+    G_b &\leftarrow \beta G_b + (1 - \beta) g_b g_b^T
+      \quad\text{if } T_1 \mid k \\
+    P_b &\leftarrow (G_b / c + \lambda I)^{-1} \quad\text{if } T_2 \mid k \\
+    d_b &= P_b m_b
+
+  where :math:`c = 1 - \beta^s` corrects for the :math:`s` statistics since a zero
+  start. The update's ``curvature_gradients`` argument, a tree like the gradients, takes
+  the place of :math:`g` in the statistics: gradients at labels sampled from the model
+  make this the paper's MBF-True.
+
+  Args:
+    damping: :math:`\lambda`, a positive number or a schedule of it.
+    relative_damping: whether a layer's damping is ``damping`` times the mean diagonal
+      of its statistics, which frees it of any unit.
+    momentum: :math:`\mu`, in ``[0, 1)``.
+    curvature_ema: :math:`\beta`, in ``[0, 1)``.
+    curvature_update_period: :math:`T_1`, updates between statistics.
+    inverse_update_period: :math:`T_2`, updates between inverses. ``"low_rank"`` layers
+      refresh with their statistics.
+    partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
+    inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for
+      ``jnp.linalg.inv``, whose batched calls some jaxlib releases never return from
+      on a CPU.
+
+  Returns:
+    The transformation. Updates come in the gradients' dtype; the state is an
+    :class:`MbfState` and is float32 or wider.
+
+  Raises:
+    ValueError: here for a hyperparameter out of its range; in ``init`` for integer
+      parameters or a partition that does not fit them; in ``update`` for gradients that
+      differ from the parameters in structure or shape.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp, optax, mbf_optax
+    >>> tx = optax.chain(mbf_optax.scale_by_mbf(), optax.scale_by_learning_rate(0.01))
+    >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+    >>> state = tx.init(params)
+    >>> gradients = jax.tree.map(jnp.ones_like, params)
+    >>> updates, state = tx.update(gradients, state, params)
+    >>> print(updates["Dense_0"]["bias"])
+    [-0.00249813 -0.00249813]
+
+  References:
+    Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
+    <https://arxiv.org/abs/2202.04124>`_, 2023, Algorithm 2 (and 4 for MBF-True).
+  """
+  checks.positive("damping", damping)
+  checks.decay("momentum", momentum)
+  checks.decay("curvature_ema", curvature_ema)
+  checks.period("curvature_update_period", curvature_update_period)
+  checks.period("inverse_update_period", inverse_update_period)
+  checks.choice("inverse", inverse, ("sweep", "linalg"))
+  partition = flax_partition() if partition is None else partition
+  curvature = Curvature(damping, relative_damping, inverse)
+
+  def init(params: optax.Params) -> MbfState:
+    readings = checks.readings(partition, params)
+    weight = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+    return MbfState(
+      count=jnp.zeros((), jnp.int32),
+      weight=weight,
+      elementwise_weight=jnp.zeros_like(weight),
+      momentum=jax.tree.map(lambda p: jnp.zeros_like(as_float(p)), params),
+      curvature=curvature.init(readings, tree.flatten(params)) or jnp.zeros(()),
+    )
+
+  def update(
+    updates: optax.Updates,
+    state: MbfState,
+    params: optax.Params | None = None,
+    *,
+    curvature_gradients: optax.Updates | None = None,
+    warm_start: WarmStart | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, MbfState]:
+    del params, extra_args
+    checks.same_structure(updates, state.momentum)
+    if not tree.flatten(updates):
+      return updates, state._replace(count=optax.safe_increment(state.count))
+    source = updates if curvature_gradients is None else curvature_gradients
+    source = checks.curvature_leaves(source, updates)
+    readings = _by_kind(partition(updates))
+    if warm_start is not None:
+      state = _warm(curvature, readings, state, source, warm_start)
+      return jax.tree.map(jnp.zeros_like, updates), state
+    count, layers = state.count, dict(state.curvature)
+
+    velocity = jax.tree.map(
+      lambda m, g: jnp.asarray(momentum, m.dtype) * m + g.astype(m.dtype),
+      state.momentum,
+      updates,
+    )
+    elementwise_weight = _average(curvature_ema, state.elementwise_weight)
+    layers |= curvature.accumulate(readings.elementwise, layers, source, curvature_ema)
+
+    def accumulate(weight, layers):
+      weight = _average(curvature_ema, weight)
+      layers = curvature.accumulate(readings.blocks, layers, source, curvature_ema)
+      return weight, curvature.refresh(readings.low_rank, layers, weight, count)
+
+    def refresh_matrices(weight, layers):
+      return weight, curvature.refresh(readings.matrices, layers, weight, count)
+
+    blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
+    weight, blocks = _every(curvature_update_period, count, accumulate, state.weight, blocks)
+    weight, blocks = _every(inverse_update_period, count, refresh_matrices, weight, blocks)
+    layers |= blocks
+
+    directions = curvature.precondition(
+      readings.all, layers, tree.flatten(velocity), elementwise_weight, count
+    )
+    directions = tree.unflatten(updates, directions)
+    directions = jax.tree.map(lambda d, g: d.astype(g.dtype), directions, updates)
+    return directions, MbfState(
+      count=optax.safe_increment(count),
+      weight=weight,
+      elementwise_weight=elementwise_weight,
+      momentum=jax.tree.map(_keep_finite, velocity, state.momentum),
+      curvature=layers,
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Readings(NamedTuple):
+  """Layers by when they are updated."""
+
+  all: list[Reading]
+  elementwise: list[Reading]
+  blocks: list[Reading]
+  low_rank: list[Reading]
+  matrices: list[Reading]
+
+
+def _by_kind(readings: Sequence[Reading]) -> _Readings:
+  def select(*estimators: str) -> list[Reading]:
+    return [r for r in readings if r.layer.estimator in estimators]
+
+  return _Readings(
+    all=list(readings),
+    elementwise=select("rms", "inverse"),
+    blocks=select("full", "shared", "low_rank"),
+    low_rank=select("low_rank"),
+    matrices=select("full", "shared"),
+  )
+
+
+def _every(
+  period: jax.typing.ArrayLike, count: jax.Array, branch: Callable, *operands: Any
+) -> Any:
+  """``branch(*operands)`` at every ``period``-th count, else the operands."""
+  due = count % jnp.asarray(period, count.dtype) == 0
+  return jax.lax.cond(due, branch, lambda *unchanged: unchanged, *operands)
+
+
+def _average(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:
+  """Total weight of a moving average after one more entry."""
+  ema = jnp.asarray(ema, weight.dtype)
+  return ema * weight + (1 - ema)
+
+
+def _keep_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+  return jnp.where(jnp.isfinite(new), new, old)
+
+
+def _warm(
+  curvature: Curvature,
+  readings: _Readings,
+  state: MbfState,
+  gradients: tree.Leaves,
+  instruction: WarmStart,
+) -> MbfState:
+  """One call of a warm start: an average's next entry, or the final refresh."""
+  layers = dict(state.curvature)
+  if instruction.average is not None:
+    return state._replace(
+      weight=_average(instruction.average, state.weight),
+      elementwise_weight=_average(instruction.average, state.elementwise_weight),
+      curvature=curvature.accumulate(
+        readings.all, layers, gradients, instruction.average
+      ),
+    )
+  for reading in readings.low_rank:
+    layers[reading.path] = low_rank.normalized(layers[reading.path])
+  return state._replace(
+    curvature=curvature.refresh(readings.blocks, layers, state.weight, state.count)
+  )

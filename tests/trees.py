@@ -1,0 +1,120 @@
+"""Parameter trees with every kind of layer, for the library and for the oracle."""
+
+import numpy as np
+
+import mbf_optax
+from tests import reference
+
+SHAPES = {
+  "conv1d": {"kernel": (3, 2, 3), "bias": (3,)},
+  "conv2d": {"kernel": (3, 2, 2, 3), "bias": (3,)},
+  "conv3d": {"kernel": (2, 1, 2, 2, 2)},
+  "conv_large": {"kernel": (6, 6, 1, 2)},
+  "conv_shared": {"kernel": (3, 3, 2, 3), "bias": (3,)},
+  "depthwise": {"kernel": (3, 3, 1, 4), "bias": (4,)},
+  "pointwise": {"kernel": (1, 1, 4, 3), "bias": (3,)},
+  "dense_full": {"kernel": (4, 3), "bias": (3,)},
+  "dense_wide": {"kernel": (35, 2), "bias": (2,)},
+  "dense_shared": {"kernel": (5, 4), "bias": (4,)},
+  "dense_no_bias": {"kernel": (4, 3)},
+  "dense_low_rank": {"kernel": (8, 3), "bias": (3,)},
+  "attention": {
+    "query": {"kernel": (4, 2, 3), "bias": (2, 3)},
+    "out": {"kernel": (2, 3, 4), "bias": (4,)},
+  },
+  "stack": {
+    "conv": {"kernel": (2, 3, 3, 2, 2), "bias": (2, 2)},
+    "dense_full": {"kernel": (2, 3, 4), "bias": (2, 4)},
+    "dense_low_rank": {"kernel": (2, 6, 3), "bias": (2, 3)},
+    "dense_shared": {"kernel": (2, 4, 3), "bias": (2, 3)},
+    "norm": {"scale": (2, 3), "bias": (2, 3)},
+  },
+  "embed": {"embedding": (5, 3)},
+  "norm": {"scale": (4,), "bias": (4,)},
+  "scalar": (),
+}
+RANK = 5
+
+PARTITION = mbf_optax.flax_partition(
+  dense="full",
+  rank=RANK,
+  overrides=[
+    ("shared", "shared"),
+    ("low_rank", "low_rank"),
+  ],
+)
+
+
+def flat_shapes() -> dict[str, tuple[int, ...]]:
+  """Shapes by ``"/"``-joined path."""
+
+  def walk(prefix, node):
+    if isinstance(node, tuple):
+      yield prefix, node
+    else:
+      for key, child in node.items():
+        yield from walk(f"{prefix}/{key}" if prefix else key, child)
+
+  return dict(walk("", SHAPES))
+
+
+def nested(flat: dict[str, np.ndarray]) -> dict:
+  """The nested tree of arrays given by path."""
+
+  def build(prefix, node):
+    if isinstance(node, tuple):
+      return flat[prefix]
+    return {k: build(f"{prefix}/{k}" if prefix else k, c) for k, c in node.items()}
+
+  return build("", SHAPES)
+
+
+def oracle_layers() -> list[reference.Layer]:
+  """The same layers written out by hand for the oracle."""
+  conv, dense = ("conv",), ("dense",)
+
+  def layer(kind, module, estimator="full", bias=True, stacked=False):
+    return reference.Layer(
+      kind,
+      f"{module}/kernel",
+      f"{module}/bias" if bias else None,
+      estimator=estimator,
+      rank=RANK,
+      stacked=stacked,
+    )
+
+  rms = ("embed/embedding", "norm/scale", "norm/bias", "scalar")
+  return [
+    layer(*conv, "conv1d"),
+    layer(*conv, "conv2d"),
+    layer(*conv, "conv3d", bias=False),
+    layer(*conv, "conv_large", bias=False),
+    layer(*conv, "conv_shared", "shared"),
+    layer(*conv, "depthwise"),
+    layer(*dense, "pointwise"),
+    layer(*dense, "dense_full"),
+    layer(*dense, "dense_wide"),
+    layer(*dense, "dense_shared", "shared"),
+    layer(*dense, "dense_no_bias", bias=False),
+    layer(*dense, "dense_low_rank", "low_rank"),
+    layer("attention_in", "attention/query"),
+    layer("attention_out", "attention/out"),
+    layer(*conv, "stack/conv", stacked=True),
+    layer(*dense, "stack/dense_full", stacked=True),
+    layer(*dense, "stack/dense_low_rank", "low_rank", stacked=True),
+    layer(*dense, "stack/dense_shared", "shared", stacked=True),
+    *[reference.Layer("elementwise", name) for name in rms],
+    *[reference.Layer("elementwise", f"stack/norm/{n}") for n in ("scale", "bias")],
+  ]
+
+
+def random_gradients(
+  seed: int, count: int, scale: float = 1.0
+) -> list[dict[str, np.ndarray]]:
+  """Gradients by path, correlated over steps as those of training are."""
+  rng = np.random.default_rng(seed)
+  means = {path: rng.normal(size=shape) for path, shape in flat_shapes().items()}
+  return [
+    {p: scale * (m + rng.normal(size=m.shape)) for p, m in means.items()}
+    for _ in range(count)
+  ]
