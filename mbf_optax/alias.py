@@ -56,7 +56,7 @@ def mbf(
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax, optax
-    >>> tx = mbf_optax.mbf(learning_rate=0.01)
+    >>> tx = mbf_optax.mbf(learning_rate=0.1)
     >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     >>> loss = lambda p: optax.tree.norm(p, squared=True)
     >>> state = tx.init(params)

@@ -27,7 +27,9 @@ def positive(name: str, value: Any) -> None:
 
 def decay(name: str, value: Any) -> None:
   """Raises a ``ValueError`` for a known value outside ``[0, 1)``."""
-  if _concrete(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
+  if _concrete(value) and not np.all(
+    (np.asarray(value) >= 0) & (np.asarray(value) < 1)
+  ):
     raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.")
 
 

@@ -93,8 +93,9 @@ class Curvature:
     for reading in readings:
       state = layers[reading.path]
       level = self._level(count, _dtype(state))
-      system = estimator_of(reading).system
-      systems.append(system(reading, state, weight.astype(_dtype(state)), level))
+      correction = weight.astype(_dtype(state))
+      estimator = estimator_of(reading)
+      systems.append(estimator.system(reading, state, correction, level))
     inverses = refresh.invert(systems, self.method)
     layers = dict(layers)
     for reading, system, inverse in zip(readings, systems, inverses, strict=True):

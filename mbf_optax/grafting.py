@@ -109,11 +109,13 @@ def _norm(leaves: tree.Leaves, stack_axes: int) -> _Norm:
     return reduce(leaf, axis=range(stack_axes, leaf.ndim))
 
   arrays = list(leaves.values())
-  largest = [over_layer(jnp.max, jnp.abs(leaf)) for leaf in arrays]
-  largest = jnp.stack(largest).max(axis=0)
+  peaks = [over_layer(jnp.max, jnp.abs(leaf)) for leaf in arrays]
+  largest = jnp.stack(peaks).max(axis=0)
   divisor = jnp.where(largest > 0, largest, 1)
-  squares = [over_layer(jnp.sum, (leaf / beside(divisor, leaf)) ** 2) for leaf in arrays]
-  return _Norm(largest, jnp.sqrt(sum(squares)))
+  squares = [
+    over_layer(jnp.sum, (leaf / beside(divisor, leaf)) ** 2) for leaf in arrays
+  ]
+  return _Norm(largest, jnp.sqrt(jnp.stack(squares).sum(axis=0)))
 
 
 def _rescale(leaf: jax.Array, own: _Norm, wanted: _Norm) -> jax.Array:

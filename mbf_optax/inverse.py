@@ -55,9 +55,10 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   Examples:
     >>> import jax.numpy as jnp
     >>> from mbf_optax.inverse import spd_inverse
-    >>> print(spd_inverse(jnp.array([[2.0, 0.0], [0.0, 4.0]])))
-    [[0.5  0.  ]
-     [0.   0.25]]
+    >>> inverse = spd_inverse(jnp.array([[2.0, 1.0], [1.0, 1.0]]))
+    >>> print(inverse.round(4) + 0.0)
+    [[ 1. -1.]
+     [-1.  2.]]
   """
   n = matrices.shape[-1]
   width, order = panel_width(n), padded_order(n)
@@ -67,9 +68,7 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   def sweep(step: jax.Array, swept: jax.Array) -> jax.Array:
     offset = step * width
     columns = jax.lax.dynamic_slice(swept, (*start, 0, offset), (*batch, order, width))
-    pivot = jax.lax.dynamic_slice(
-      columns, (*start, offset, 0), (*batch, width, width)
-    )
+    pivot = jax.lax.dynamic_slice(columns, (*start, offset, 0), (*batch, width, width))
     factor = _inverse_cholesky(pivot)
     scaled = jnp.matmul(columns, factor.mT, precision=_HIGHEST)
     swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)

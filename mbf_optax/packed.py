@@ -25,13 +25,13 @@ def unpacked_size(rows: int) -> int:
   return (math.isqrt(8 * rows + 1) - 1) // 2
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _triangle(n: int) -> tuple[np.ndarray, np.ndarray]:
   rows, columns = np.triu_indices(n)
   return rows.astype(np.int32), columns.astype(np.int32)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def positions(n: int) -> np.ndarray:
   """``(n, n)`` table: where entry ``(i, j)`` is stored."""
   rows, columns = _triangle(n)
@@ -81,7 +81,8 @@ def matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
   entries, where a reduction over a middle axis runs ten times slower on a CPU.
   """
   table = positions(vectors.shape[0])
-  return sum(packed[table[:, j]] * vectors[j] for j in range(len(table)))
+  columns = (packed[table[:, j]] * vectors[j] for j in range(len(table)))
+  return functools.reduce(jnp.add, columns)
 
 
 def inverse(packed: jax.Array) -> jax.Array:

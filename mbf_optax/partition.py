@@ -5,22 +5,26 @@ and plain dictionaries that follow Flax's names are all read by the same rules.
 """
 
 import dataclasses
-import logging
+import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from mbf_optax import tree
-from mbf_optax.layers import Layer, Partition, Reading, read
+from mbf_optax.flax_names import output_axes, sibling, single_offset, stacked_axes
+from mbf_optax.layers import Estimator, Layer, Partition, Reading, read
 
 Dense = Literal["auto", "full", "shared", "low_rank"]
 Override = tuple[str, Layer | str]
 
-_ESTIMATORS = ("full", "shared", "low_rank")
+_ESTIMATORS: dict[str | None, Estimator] = {
+  "full": "full",
+  "shared": "shared",
+  "low_rank": "low_rank",
+}
 _SHARED_LIMIT = 8193  # past this an n x n matrix is no longer a reasonable default
-_LOGGER = logging.getLogger("mbf_optax")
 
 
 def flax_partition(
@@ -72,8 +76,8 @@ def flax_partition(
     >>> kernel = jax.ShapeDtypeStruct((3, 3, 16, 32), "float32")
     >>> bias = jax.ShapeDtypeStruct((32,), "float32")
     >>> partition = mbf_optax.flax_partition()
-    >>> for reading in partition({"Conv_0": {"bias": bias, "kernel": kernel}}):
-    ...   print(reading.path, reading.layer.estimator, reading.blocks, reading.block_size)
+    >>> for r in partition({"Conv_0": {"bias": bias, "kernel": kernel}}):
+    ...   print(r.path, r.layer.estimator, r.blocks, r.block_size)
     Conv_0/bias inverse 32 1
     Conv_0/kernel full 512 9
   """
@@ -90,8 +94,7 @@ def flax_partition(
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Override:
+class _Override(NamedTuple):
   pattern: re.Pattern[str]
   layer: Layer | str
 
@@ -115,145 +118,90 @@ class _FlaxPartition:
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
     leaves = tree.flatten(params)
+    self._check_overrides(leaves)
     readings, joined = {}, set()
     for path, leaf in leaves.items():
-      bias_path = _sibling(path, "kernel", "bias", leaves)
-      bias = None if bias_path is None else (bias_path, tuple(leaves[bias_path].shape))
-      layer = self._layer(path, leaves, bias)
-      readings[path] = read(path, tuple(leaf.shape), layer, bias)
+      bias = _bias_of(path, leaves)
+      readings[path] = read(path, tuple(leaf.shape), self._layer(path, leaves), bias)
       joined.add(readings[path].bias_path)
-    self._check_overrides(leaves)
     return tuple(reading for path, reading in readings.items() if path not in joined)
 
-  def _layer(
-    self, path: str, leaves: tree.Leaves, bias: tuple[str, tuple[int, ...]] | None
-  ) -> Layer:
-    override = next((o for o in self.overrides if o.pattern.search(path)), None)
-    if override is not None and isinstance(override.layer, Layer):
-      return override.layer
-    asked = None if override is None else override.layer
-    kernel_path = _sibling(path, "bias", "kernel", leaves)
-    if asked in (None, *_ESTIMATORS) and kernel_path is not None:
+  def _check_overrides(self, leaves: tree.Leaves) -> None:
+    for pattern, _ in self.overrides:
+      if leaves and not any(pattern.search(path) for path in leaves):
+        raise ValueError(
+          f"flax_partition: the override {pattern.pattern!r} matches no leaf; the paths"
+          f" are {', '.join(leaves)}."
+        )
+
+  def _layer(self, path: str, leaves: tree.Leaves) -> Layer:
+    kernel_path = sibling(path, "bias", "kernel", leaves)
+    asked = self._asked(path, kernel_path)
+    if isinstance(asked, Layer):
+      return asked
+    stack = stacked_axes(path, leaves)
+    if asked is None and kernel_path is not None:
       return self._bias_layer(kernel_path, path, leaves)
-    layer = self._default(path, leaves, asked)
-    fits = bias is None or bias[1] == read(path, leaves[path].shape, layer).batch_shape
-    return layer if fits else dataclasses.replace(layer, joins_bias=False)
+    if asked is None and path.rpartition("/")[2] != "kernel":
+      return Layer(estimator="rms", stack_axes=stack)
+    return self._weight_layer(path, leaves, stack, asked)
+
+  def _asked(self, path: str, kernel_path: str | None) -> Layer | str | None:
+    """What the first override says; one of the kernel does not reach its bias."""
+    for pattern, layer in self.overrides:
+      of_kernel = kernel_path is not None and pattern.search(kernel_path)
+      if pattern.search(path) and not of_kernel:
+        return layer
+    return None
 
   def _bias_layer(self, kernel_path: str, path: str, leaves: tree.Leaves) -> Layer:
-    """Of a bias beside a kernel; ignored where the kernel's blocks contain it."""
-    kernel = self._layer(kernel_path, leaves, (path, tuple(leaves[path].shape)))
-    paired = not kernel.elementwise and not _is_complex(leaves[path])
+    """Of a bias beside a kernel; without effect where the kernel's blocks hold it."""
+    kernel, bias = self._layer(kernel_path, leaves), leaves[path]
+    paired = not kernel.elementwise and not _is_complex(bias)
     return Layer(
       estimator="inverse" if paired else "rms",
-      stack_axes=min(kernel.stack_axes, leaves[path].ndim),
+      stack_axes=min(kernel.stack_axes, bias.ndim),
     )
 
-  def _default(self, path: str, leaves: tree.Leaves, asked: str | None) -> Layer:
+  def _weight_layer(
+    self, path: str, leaves: tree.Leaves, stack: int, asked: str | None
+  ) -> Layer:
     leaf = leaves[path]
-    stack = _stacked_axes(path, leaves)
-    ndim = leaf.ndim - stack
-    geometric = asked is not None or path.rpartition("/")[2] == "kernel"
-    if asked == "rms" or not geometric or _is_complex(leaf) or leaf.size == 0 or ndim < 2:
+    if asked in ("conv", "dense") and leaf.ndim - stack < (3 if asked == "conv" else 2):
+      raise ValueError(
+        f"flax_partition: an override reads {path!r}, of shape {tuple(leaf.shape)}, as"
+        f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
+        ' output axes; read it as "rms" or give a Layer.'
+      )
+    if asked == "rms" or _is_complex(leaf) or leaf.size == 0 or leaf.ndim - stack < 2:
       return Layer(estimator="rms", stack_axes=stack)
-    outputs = _output_axes(path, leaves, stack)
-    if asked == "dense":
-      outputs = 1
-    if asked == "conv" or (outputs is None and not _single_offset(leaf, stack)):
+    outputs = 1 if asked == "dense" else output_axes(path, leaves, stack)
+    per_kernel = outputs is None and not single_offset(leaf, stack)
+    if per_kernel or asked == "conv":
+      estimator = _ESTIMATORS.get(asked, "full")
       axes = tuple(range(stack, leaf.ndim - 2))
-      estimator = asked if asked in _ESTIMATORS else "full"
       return Layer(axes, estimator, stack, joins_bias=False, rank=self.rank)
     axes = tuple(range(stack, leaf.ndim - (outputs or 1)))
-    estimator = asked if asked in _ESTIMATORS else self.dense
-    layer = Layer(axes, "full", stack, rank=self.rank)
-    if estimator == "auto":
-      estimator = self._estimator_for(read(path, leaf.shape, layer).block_size + 1)
-    return dataclasses.replace(layer, estimator=estimator)
+    bias = _bias_of(path, leaves)
+    joins = (
+      bias is not None and bias[1] == leaf.shape[:stack] + leaf.shape[axes[-1] + 1 :]
+    )
+    size = math.prod(leaf.shape[axis] for axis in axes) + joins
+    estimator = _ESTIMATORS.get(asked) or self._dense_estimator(size)
+    return Layer(axes, estimator, stack, joins_bias=joins, rank=self.rank)
 
-  def _estimator_for(self, block_size: int) -> str:
+  def _dense_estimator(self, block_size: int) -> Estimator:
+    if self.dense != "auto":
+      return self.dense
     if block_size <= self.full_limit:
       return "full"
     return "shared" if block_size <= _SHARED_LIMIT else "low_rank"
 
-  def _check_overrides(self, leaves: tree.Leaves) -> None:
-    for override in self.overrides:
-      if leaves and not any(override.pattern.search(path) for path in leaves):
-        raise ValueError(
-          f"flax_partition: the override {override.pattern.pattern!r} matches no leaf;"
-          f" the paths are {', '.join(leaves)}."
-        )
+
+def _bias_of(path: str, leaves: tree.Leaves) -> tuple[str, tuple[int, ...]] | None:
+  bias_path = sibling(path, "kernel", "bias", leaves)
+  return None if bias_path is None else (bias_path, tuple(leaves[bias_path].shape))
 
 
 def _is_complex(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-
-
-def _sibling(path: str, name: str, other: str, leaves: tree.Leaves) -> str | None:
-  """Path of the leaf ``other`` beside ``path`` if that is called ``name``."""
-  module, _, own = path.rpartition("/")
-  candidate = f"{module}/{other}" if module else other
-  return candidate if own == name and candidate in leaves else None
-
-
-def _single_offset(leaf: Any, stack: int) -> bool:
-  return all(size == 1 for size in leaf.shape[stack:-2])
-
-
-def _output_axes(path: str, leaves: tree.Leaves, stack: int) -> int | None:
-  """Number of trailing axes that count neurons; ``None`` for a convolution."""
-  ndim = leaves[path].ndim - stack
-  if ndim == 2 or _is_attention_output(path, leaves):
-    return 1
-  if _is_attention_input(path, leaves):
-    return ndim - 1
-  bias_path = _sibling(path, "kernel", "bias", leaves)
-  bias_ndim = 0 if bias_path is None else leaves[bias_path].ndim - stack
-  return bias_ndim if bias_ndim > 1 else None
-
-
-def _is_attention_input(path: str, leaves: tree.Leaves) -> bool:
-  module = path.split("/")[-2:-1]
-  return module in (["query"], ["key"], ["value"]) and leaves[path].ndim >= 3
-
-
-def _is_attention_output(path: str, leaves: tree.Leaves) -> bool:
-  attention, _, module = path.rpartition("/")[0].rpartition("/")
-  query = f"{attention}/query/kernel" if attention else "query/kernel"
-  return module == "out" and query in leaves and leaves[path].ndim >= 3
-
-
-_RANK_IN_STACK = {"kernel": 3, "embedding": 3, "bias": 2, "scale": 2}
-_LIFTED_NAME = re.compile(r"(Scan|Vmap)[A-Z]")
-
-
-def _stacked_axes(path: str, leaves: tree.Leaves) -> int:
-  """Number of leading axes of ``path`` that stack independent layers."""
-  if _is_attention_input(path, leaves) or _is_attention_output(path, leaves):
-    return leaves[path].ndim - 3
-  stack = 0
-  while any(_is_stack(module, leaves, stack) for module in _modules(path)):
-    stack += 1
-  return stack
-
-
-def _modules(path: str) -> list[str]:
-  keys = path.split("/")[:-1]
-  return ["/".join(keys[: i + 1]) for i in range(len(keys))]
-
-
-def _is_stack(module: str, leaves: tree.Leaves, stack: int) -> bool:
-  """Whether all leaves of ``module`` have a stacked axis at position ``stack``.
-
-  They must share its size and have one axis more than their kind needs, and a bias, a
-  norm's scale or Linen's name for a lifted module must say so too: a lone kernel of
-  rank 3 could as well be a convolution.
-  """
-  evident = _LIFTED_NAME.match(module.rpartition("/")[2]) is not None
-  sizes = set()
-  for path, leaf in leaves.items():
-    if path.startswith(module + "/"):
-      name = path.rpartition("/")[2]
-      if leaf.ndim - stack < _RANK_IN_STACK.get(name, 1):
-        return False
-      sizes.add(leaf.shape[stack])
-      evident |= name in ("bias", "scale")
-  return evident and len(sizes) == 1

@@ -5,6 +5,7 @@ program grows with the number of distinct sizes and not with the depth of the ne
 """
 
 import collections
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -42,7 +43,9 @@ def invert(systems: Sequence[Matrices], method: Method = "sweep") -> list[jax.Ar
 
 def _group(system: Matrices) -> tuple[bool, int, jnp.dtype]:
   values = system.values
-  size = values.shape[0] if system.is_packed else inverse_lib.padded_order(values.shape[-1])
+  size = (
+    values.shape[0] if system.is_packed else inverse_lib.padded_order(values.shape[-1])
+  )
   return system.is_packed, size, values.dtype
 
 
@@ -75,7 +78,4 @@ def _invert_matrices(values: list[jax.Array], method: Method) -> list[jax.Array]
 
 def _ends(sizes: list[int]) -> list[int]:
   """Where to split so that the parts have the given sizes."""
-  ends = []
-  for size in sizes[:-1]:
-    ends.append(size + (ends[-1] if ends else 0))
-  return ends
+  return list(itertools.accumulate(sizes[:-1]))

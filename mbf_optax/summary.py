@@ -61,9 +61,8 @@ class Summary(NamedTuple):
     )
 
   def __str__(self) -> str:
-    head = ("path", "shape", "reading", "blocks", "size", "state", "apply", "stats", "inverse")
-    rows = [head, *map(_cells, self.layers)]
-    rows.append(_total(self))
+    titles = "path shape reading blocks size state apply stats inverse"
+    rows = [tuple(titles.split()), *map(_cells, self.layers), _total(self)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = 3  # columns of text; the others are numbers
     lines = [
@@ -88,8 +87,8 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
 
   Returns:
     A :class:`Summary`: print it. State is in bytes; ``apply``, ``stats`` and
-    ``inverse`` are floating-point operations of a step, of a statistics update and of an
-    inverse update.
+    ``inverse`` are floating-point operations of a step, of a statistics update and of
+    an inverse update.
 
   Raises:
     ValueError: as ``scale_by_mbf(partition=partition).init(params)`` does.
@@ -98,10 +97,11 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
     >>> import jax, mbf_optax
     >>> params = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((784, 1000), "float32")}}
     >>> print(mbf_optax.summarize(params))
-    path            shape        reading  blocks  size    state  apply  stats  inverse
-    ----------------------------------------------------------------------------------
-    Dense_0/kernel  (784, 1000)  shared     1000   784  8.1 MB   1.2G   1.2G   964M
-    ----------------------------------------------------------------------------------
+    path            shape     reading  blocks  size    state   apply   stats  inverse
+    ---------------------------------------------------------------------------------
+    Dense_0/kernel  784x1000  shared    1,000   784  8.05 MB  1.23 G  1.23 G    964 M
+    ---------------------------------------------------------------------------------
+    1 layer                             1,000        8.05 MB  1.23 G  1.23 G    964 M
   """
   partition = flax_partition() if partition is None else partition
   state = jax.eval_shape(scale_by_mbf(partition=partition).init, params)
@@ -124,11 +124,19 @@ def _row(reading: Reading, state_bytes: int) -> LayerSummary:
     "rms": (6 * blocks, 0, 0),
     "inverse": (5 * blocks, 0, 0),
   }[layer.estimator]
-  name = layer.estimator
+  name: str = layer.estimator
   name += "" if reading.bias_path is None else "+bias"
   name += "" if stacked == 1 else f" x{stacked}"
   return LayerSummary(
-    reading.path, reading.shape, name, blocks, n, state_bytes, apply, statistics, inverse
+    reading.path,
+    reading.shape,
+    name,
+    blocks,
+    n,
+    state_bytes,
+    apply,
+    statistics,
+    inverse,
   )
 
 
@@ -153,7 +161,7 @@ def _cells(row: LayerSummary) -> tuple[str, ...]:
 def _total(summary: Summary) -> tuple[str, ...]:
   rows = summary.layers
   return (
-    f"{len(rows)} layers",
+    f"{len(rows)} layer{'' if len(rows) == 1 else 's'}",
     "",
     "",
     f"{sum(row.blocks for row in rows):,}",
@@ -166,11 +174,9 @@ def _total(summary: Summary) -> tuple[str, ...]:
 
 
 def _human(value: float, unit: str = "") -> str:
-  """``1234567`` as ``1.23 M``, powers of ten."""
-  for prefix in ("", "k", "M", "G", "T"):
-    if value < 1000:
-      break
-    value /= 1000
-  else:
-    prefix = "P"
+  """``1234567`` as ``1.23 M``, in powers of a thousand."""
+  prefixes = iter(("", "k", "M", "G", "T", "P"))
+  prefix = next(prefixes)
+  while value >= 1000:
+    value, prefix = value / 1000, next(prefixes)
   return f"{value:.3g} {prefix}{unit}".strip()

@@ -19,7 +19,8 @@ class MbfState(NamedTuple):
   Attributes:
     count: ``()`` int32, number of updates made; the ``k`` of the algorithm.
     weight: ``()``, total weight of the block statistics' moving averages, the bias
-      correction ``c``: ``1 - curvature_ema ** s`` from a zero start, 1 after a warm one.
+      correction ``c``: ``1 - curvature_ema ** s`` after ``s`` statistics from a zero
+      start, 1 after a warm start.
     elementwise_weight: ``()``, the same for statistics kept element by element.
     momentum: the heavy-ball momentum ``m``, structure and shapes of the parameters,
       float32 or wider.
@@ -27,7 +28,7 @@ class MbfState(NamedTuple):
       ``LowRankState`` or ``ElementwiseState``. A scalar for a tree without leaves.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]
   weight: jax.Array
   elementwise_weight: jax.Array
   momentum: optax.Params
@@ -101,8 +102,8 @@ def scale_by_mbf(
     >>> state = tx.init(params)
     >>> gradients = jax.tree.map(jnp.ones_like, params)
     >>> updates, state = tx.update(gradients, state, params)
-    >>> print(updates["Dense_0"]["bias"])
-    [-0.00249813 -0.00249813]
+    >>> print(updates["Dense_0"]["bias"].round(6))
+    [-0.002498 -0.002498]
 
   References:
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
@@ -157,17 +158,21 @@ def scale_by_mbf(
     elementwise_weight = _average(curvature_ema, state.elementwise_weight)
     layers |= curvature.accumulate(readings.elementwise, layers, source, curvature_ema)
 
-    def accumulate(weight, layers):
+    def accumulate(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
       weight = _average(curvature_ema, weight)
       layers = curvature.accumulate(readings.blocks, layers, source, curvature_ema)
       return weight, curvature.refresh(readings.low_rank, layers, weight, count)
 
-    def refresh_matrices(weight, layers):
+    def refresh_matrices(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
       return weight, curvature.refresh(readings.matrices, layers, weight, count)
 
     blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
-    weight, blocks = _every(curvature_update_period, count, accumulate, state.weight, blocks)
-    weight, blocks = _every(inverse_update_period, count, refresh_matrices, weight, blocks)
+    weight, blocks = _every(
+      curvature_update_period, count, accumulate, state.weight, blocks
+    )
+    weight, blocks = _every(
+      inverse_update_period, count, refresh_matrices, weight, blocks
+    )
     layers |= blocks
 
     directions = curvature.precondition(

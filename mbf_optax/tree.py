@@ -26,8 +26,7 @@ def flatten(tree: Any) -> Leaves:
 
 def unflatten(like: Any, leaves: Leaves) -> Any:
   """A tree of the structure of ``like`` with the leaves of ``leaves`` in it."""
-  paths, structure = jax.tree_util.tree_flatten_with_path(like)
-  return structure.unflatten([leaves[_render(path)] for path, _ in paths])
+  return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_render(path)], like)
 
 
 def _render(path: tuple[Any, ...]) -> str:

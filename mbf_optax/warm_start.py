@@ -40,7 +40,7 @@ def warm_start(
     >>> import jax, jax.numpy as jnp, mbf_optax
     >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
     >>> tx = mbf_optax.mbf(0.01)
-    >>> gradients = (jax.tree.map(lambda p: jnp.full_like(p, i), params) for i in (1., 2.))
+    >>> gradients = [jax.tree.map(jnp.ones_like, params)]
     >>> state = mbf_optax.warm_start(tx, tx.init(params), params, gradients)
     >>> print(state[0].weight)
     1.0

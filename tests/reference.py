@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 Schedule = float | Callable[[int], float]
 
 # How many trailing kernel axes count blocks; the axes before them make up a block.
-BLOCK_AXES = {'conv': 2, 'dense': 1, 'attention_in': 2, 'attention_out': 1}
+BLOCK_AXES = {"conv": 2, "dense": 1, "attention_in": 2, "attention_out": 1}
 RELATIVE_DAMPING_FLOOR = 1e-30
 RMS_EPSILON = 1e-8
 
@@ -53,14 +53,16 @@ class Layer:
   kind: str
   kernel: str
   bias: str | None = None
-  estimator: str = 'full'
+  estimator: str = "full"
   rank: int = 16
   stacked: bool = False
 
   def __post_init__(self):
-    estimators = ('full', 'shared', 'low_rank')[: 2 if self.kind == 'conv' else 3]
-    if self.kind not in (*BLOCK_AXES, 'elementwise') or self.estimator not in estimators:
-      raise ValueError(f'no such reading: {self}')
+    estimators = ("full", "shared", "low_rank")[: 2 if self.kind == "conv" else 3]
+    if (
+      self.kind not in (*BLOCK_AXES, "elementwise") or self.estimator not in estimators
+    ):
+      raise ValueError(f"no such reading: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ class _Part:
   Each index of a stack is a part of its own.
   """
 
-  names: tuple[str, ...]  # The kernel and the bias joined to its blocks, or one lone leaf.
+  names: tuple[
+    str, ...
+  ]  # The kernel and the bias joined to its blocks, or one lone leaf.
   block_axes: int | None  # None: every element is a block.
   estimator: str  # 'full', 'shared', 'low_rank', 'inverse' or 'rms'.
   rank: int
@@ -103,17 +107,17 @@ def _parts(layers: Sequence[Layer], arrays: Arrays) -> list[_Part]:
   for layer in layers:
     for index in range(len(arrays[layer.kernel])) if layer.stacked else [None]:
       kernel, bias = (layer.kernel,), (layer.bias,) if layer.bias else ()
-      if layer.kind == 'elementwise':
-        parts.extend(_Part((name,), None, 'rms', 0, index) for name in kernel + bias)
-      elif layer.kind == 'conv':
+      if layer.kind == "elementwise":
+        parts.extend(_Part((name,), None, "rms", 0, index) for name in kernel + bias)
+      elif layer.kind == "conv":
         parts.append(_Part(kernel, 2, layer.estimator, 0, index))
-        parts.extend(_Part((name,), None, 'inverse', 0, index) for name in bias)
+        parts.extend(_Part((name,), None, "inverse", 0, index) for name in bias)
       else:
         axes = BLOCK_AXES[layer.kind]
         parts.append(_Part(kernel + bias, axes, layer.estimator, layer.rank, index))
   read = [name for layer in layers for name in (layer.kernel, layer.bias) if name]
   if sorted(read) != sorted(arrays):
-    raise ValueError(f'the layers read {sorted(read)}, the arrays are {sorted(arrays)}')
+    raise ValueError(f"the layers read {sorted(read)}, the arrays are {sorted(arrays)}")
   return parts
 
 
@@ -126,7 +130,7 @@ def _value(schedule: Schedule, k: int) -> float:
   return float(schedule(k) if callable(schedule) else schedule)
 
 
-def _lambda(mbf: 'MbfReference', diagonals: Sequence[np.ndarray], k: int) -> float:
+def _lambda(mbf: "MbfReference", diagonals: Sequence[np.ndarray], k: int) -> float:
   """Returns a part's damping, given the diagonals of its corrected statistics."""
   damping = _value(mbf.damping, k)
   if mbf.relative_damping:
@@ -134,7 +138,9 @@ def _lambda(mbf: 'MbfReference', diagonals: Sequence[np.ndarray], k: int) -> flo
   return damping
 
 
-def _inverses(mbf: 'MbfReference', corrected: list[np.ndarray], k: int) -> list[np.ndarray]:
+def _inverses(
+  mbf: "MbfReference", corrected: list[np.ndarray], k: int
+) -> list[np.ndarray]:
   """Returns (G_b + lambda I)^(-1) for every corrected statistic G_b of a part."""
   damping = _lambda(mbf, [np.diag(g) for g in corrected], k)
   return [np.linalg.inv(g + damping * np.eye(len(g))) for g in corrected]
@@ -143,8 +149,8 @@ def _inverses(mbf: 'MbfReference', corrected: list[np.ndarray], k: int) -> list[
 class _Blocks:
   """The estimators 'full' (a matrix per block) and 'shared' (their mean, for all)."""
 
-  def __init__(self, part: _Part, mbf: 'MbfReference'):
-    self.shared = part.estimator == 'shared'
+  def __init__(self, part: _Part, mbf: "MbfReference"):
+    self.shared = part.estimator == "shared"
     self.mbf = mbf
     self.statistics: list[np.ndarray] | None = None
     self.updates = 0
@@ -155,7 +161,9 @@ class _Blocks:
     if k % self.mbf.curvature_update_period == 0:
       new = self._outer_products(g)
       old = self.statistics or [0.0] * len(new)
-      self.statistics = [beta * a + (1 - beta) * b for a, b in zip(old, new, strict=True)]
+      self.statistics = [
+        beta * a + (1 - beta) * b for a, b in zip(old, new, strict=True)
+      ]
       self.updates += 1
     if k % self.mbf.inverse_update_period == 0:
       self._refresh(k)
@@ -182,10 +190,12 @@ class _LowRank:
   The inverse is renewed whenever the statistics are.
   """
 
-  def __init__(self, part: _Part, mbf: 'MbfReference'):
+  def __init__(self, part: _Part, mbf: "MbfReference"):
     self.rank = part.rank
     self.mbf = mbf
-    self.kept: list[tuple[float, np.ndarray]] = []  # Raw weight and gradient, oldest first.
+    self.kept: list[
+      tuple[float, np.ndarray]
+    ] = []  # Raw weight and gradient, oldest first.
     self.inverses: list[np.ndarray] = []
 
   def step(self, g: np.ndarray, m: np.ndarray, k: int) -> np.ndarray:
@@ -204,8 +214,8 @@ class _LowRank:
   def _refresh(self, k: int) -> None:
     total = sum(weight for weight, _ in self.kept)
     statistics = [
-        sum(weight / total * np.outer(g[j], g[j]) for weight, g in self.kept)
-        for j in range(len(self.kept[0][1]))
+      sum(weight / total * np.outer(g[j], g[j]) for weight, g in self.kept)
+      for j in range(len(self.kept[0][1]))
     ]
     self.inverses = _inverses(self.mbf, statistics, k)
 
@@ -213,8 +223,8 @@ class _LowRank:
 class _Elementwise:
   """The estimators 'inverse' and 'rms': blocks of one element, renewed at every step."""
 
-  def __init__(self, part: _Part, mbf: 'MbfReference'):
-    self.rms = part.estimator == 'rms'
+  def __init__(self, part: _Part, mbf: "MbfReference"):
+    self.rms = part.estimator == "rms"
     self.mbf = mbf
     self.statistic: np.ndarray | float = 0.0
 
@@ -294,7 +304,7 @@ class MbfReference:
     if not self._estimators:
       self.trace = {name: np.zeros_like(g) for name, g in grads.items()}
       for part in _parts(self.layers, grads):
-        kinds = {'full': _Blocks, 'shared': _Blocks, 'low_rank': _LowRank}
+        kinds = {"full": _Blocks, "shared": _Blocks, "low_rank": _LowRank}
         estimator = kinds.get(part.estimator, _Elementwise)(part, self)
         self._estimators.append((part, estimator))
 
@@ -332,7 +342,7 @@ def graft(layers: Sequence[Layer], direction: Arrays, magnitude: Arrays) -> Arra
   grafted = {name: np.zeros_like(d) for name, d in direction.items()}
   for part in _parts(layers, direction):
     d, a = part.read(direction), part.read(magnitude)
-    if part.estimator in ('inverse', 'rms'):
+    if part.estimator in ("inverse", "rms"):
       part.write(a, grafted)
     elif np.any(d):
       part.write(d * np.linalg.norm(a) / np.linalg.norm(d), grafted)
@@ -357,13 +367,13 @@ class GraftReference:
 
 
 def trajectory(
-    params: Arrays,
-    gradient_fn: Callable[[Arrays, int], Arrays],
-    optimizer: Any,
-    steps: int,
-    learning_rate: Schedule,
-    weight_decay: float = 0.0,
-    curvature_gradient_fn: Callable[[Arrays, int], Arrays] | None = None,
+  params: Arrays,
+  gradient_fn: Callable[[Arrays, int], Arrays],
+  optimizer: Any,
+  steps: int,
+  learning_rate: Schedule,
+  weight_decay: float = 0.0,
+  curvature_gradient_fn: Callable[[Arrays, int], Arrays] | None = None,
 ) -> list[Arrays]:
   """Trains by W <- W - eta * (d + gamma * W).
 
@@ -386,7 +396,8 @@ def trajectory(
     directions = optimizer.update(gradient_fn(params, k), curvature)
     eta = _value(learning_rate, k)
     params = {
-        name: w - eta * (directions[name] + weight_decay * w) for name, w in params.items()
+      name: w - eta * (directions[name] + weight_decay * w)
+      for name, w in params.items()
     }
     visited.append(params)
   return visited

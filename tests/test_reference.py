@@ -1,6 +1,9 @@
-"""The transformation against the float64 NumPy oracle, over every layer reading."""
+"""The transformation against the float64 NumPy oracle, over every layer reading.
 
-import contextlib
+Periods and hyperparameters are traced, so one compiled step serves many cases.
+"""
+
+import functools
 
 import chex
 import jax
@@ -14,6 +17,19 @@ from tests import reference, trees
 
 STEPS = 30
 PERIODS = [(1, 1), (2, 6), (3, 4), (10, 100)]
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+
+
+DECAY = 0.1
+DRIFT = 0.3  # gradients depend on the parameters, so that errors would compound
+
+
+def rate(count):
+  return 0.03 / (1 + jnp.asarray(count, float) / 10)
+
+
+def damping_schedule(count):
+  return 0.3 + 0.02 * jnp.asarray(count, float)
 
 
 def to_jax(flat, dtype):
@@ -30,61 +46,96 @@ def largest_relative_error(actual, expected):
   return max(jax.tree.leaves(errors))
 
 
-@contextlib.contextmanager
-def precision(name):
-  with jax.enable_x64(name == "float64"):
-    yield jnp.dtype(name), {"float32": 1e-4, "float64": 1e-10}[name]
+def transformation(hyper, **static):
+  return optax.chain(
+    mbf_optax.scale_by_mbf(partition=trees.PARTITION, **static, **hyper),
+    optax.add_decayed_weights(DECAY),
+    optax.scale_by_learning_rate(rate),
+  )
 
 
-def train(tx, oracle, dtype, tolerance, *, warm=False, true_fisher=False, **schedule):
-  """Runs both on the same gradients, which depend on their own parameters."""
-  rate, decay = schedule.get("rate", 1e-3), schedule.get("decay", 0.0)
-  noise = trees.random_gradients(1, STEPS)
-  other = trees.random_gradients(2, STEPS)
-  params = trees.random_gradients(3, 1)[0]
-  ours = to_jax(params, dtype)
-  state = tx.init(ours)
-  if warm:
-    passes = trees.random_gradients(4, 8)
-    state = mbf_optax.warm_start(tx, state, ours, (to_jax(g, dtype) for g in passes))
-    getattr(oracle, "direction", oracle).warm_start(passes)
+@functools.cache
+def compiled_step(true_fisher, **static):
+  """A jitted training step whose hyperparameters are arguments."""
 
   @jax.jit
-  def step(ours, state, noise, curvature):
-    gradients = jax.tree.map(lambda p, n: 0.3 * p + n, ours, noise)
+  def step(params, state, noise, curvature, hyper):
+    gradients = jax.tree.map(
+      lambda p, n: jnp.asarray(DRIFT, p.dtype) * p + n, params, noise
+    )
     extra = {"curvature_gradients": curvature} if true_fisher else {}
-    updates, state = tx.update(gradients, state, ours, **extra)
-    return optax.apply_updates(ours, updates), state
+    tx = transformation(hyper, **static)
+    updates, state = tx.update(gradients, state, params, **extra)
+    return optax.apply_updates(params, updates), state
 
-  expected = reference.trajectory(
-    params,
-    lambda p, k: {name: 0.3 * p[name] + noise[k][name] for name in p},
-    oracle,
-    STEPS,
-    rate,
-    weight_decay=decay,
-    curvature_gradient_fn=(lambda p, k: other[k]) if true_fisher else None,
-  )
-  for k in range(STEPS):
-    ours, state = step(ours, state, to_jax(noise[k], dtype), to_jax(other[k], dtype))
-    assert largest_relative_error(ours, expected[k]) < tolerance, f"step {k}"
-  chex.assert_tree_all_finite(state)
+  return step
+
+
+def check(
+  dtype_name, periods, *, warm=False, true_fisher=False, scheduled=False, relative=False
+):
+  """Follows the oracle for ``STEPS`` steps; gradients depend on the parameters."""
+  with jax.enable_x64(dtype_name == "float64"):
+    dtype = jnp.dtype(dtype_name)
+    hyper = {"curvature_update_period": periods[0], "inverse_update_period": periods[1]}
+    damping = damping_schedule if scheduled else 0.3
+    oracle = reference.MbfReference(
+      trees.oracle_layers(), damping=damping, relative_damping=relative, **hyper
+    )
+    static = {"relative_damping": relative}
+    if scheduled:
+      static["damping"] = damping
+    else:
+      hyper["damping"] = damping
+    noise = trees.random_gradients(1, STEPS)
+    other = trees.random_gradients(2, STEPS)
+    start = {p: 0.01 * x for p, x in trees.random_gradients(3, 1)[0].items()}
+    params = to_jax(start, dtype)
+    tx = transformation(hyper, **static)
+    state = tx.init(params)
+    if warm:
+      passes = trees.random_gradients(4, 8)
+      oracle.warm_start(passes)
+      gradients = (to_jax(g, dtype) for g in passes)
+      state = mbf_optax.warm_start(tx, state, params, gradients)
+
+    expected = reference.trajectory(
+      start,
+      lambda p, k: {name: DRIFT * p[name] + noise[k][name] for name in p},
+      oracle,
+      STEPS,
+      rate,
+      weight_decay=DECAY,
+      curvature_gradient_fn=(lambda p, k: other[k]) if true_fisher else None,
+    )
+    step = compiled_step(true_fisher, **static)
+    for k in range(STEPS):
+      given = to_jax(noise[k], dtype), to_jax(other[k], dtype)
+      params, state = step(params, state, *given, hyper)
+      error = largest_relative_error(params, expected[k])
+      assert error < TOLERANCE[dtype_name], f"step {k}"
+    chex.assert_tree_all_finite(state)
 
 
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
-@pytest.mark.parametrize("dtype_name", ["float32", "float64"])
-@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
-def test_trajectory(periods, dtype_name, relative):
-  common = {
-    "damping": 0.3,
-    "relative_damping": relative,
-    "curvature_update_period": periods[0],
-    "inverse_update_period": periods[1],
-  }
-  with precision(dtype_name) as (dtype, tolerance):
-    tx = optax.chain(
-      mbf_optax.scale_by_mbf(partition=trees.PARTITION, **common),
-      optax.scale_by_learning_rate(1e-3),
-    )
-    oracle = reference.MbfReference(trees.oracle_layers(), **common)
-    train(tx, oracle, dtype, tolerance)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zero_start(dtype, periods):
+  check(dtype, periods)
+
+
+@pytest.mark.parametrize("periods", PERIODS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_warm_start(dtype, periods):
+  check(dtype, periods, warm=True)
+
+
+@pytest.mark.parametrize("periods", PERIODS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_relative_damping(dtype, periods):
+  check(dtype, periods, relative=True)
+
+
+@pytest.mark.parametrize("periods", [(1, 1), (2, 6)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mbf_true_with_damping_schedule(dtype, periods):
+  check(dtype, periods, true_fisher=True, scheduled=True)
