@@ -15,9 +15,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 def panel_width(n: int) -> int:
   """Columns that the block sweep eliminates at a time for order ``n``."""
-  if n <= 128:
-    return 16
-  return 32 if n <= 1024 else 64
+  for limit, width in ((32, 8), (128, 16), (1024, 32)):
+    if n <= limit:
+      return width
+  return 64
 
 
 def padded_order(n: int) -> int:
@@ -95,7 +96,8 @@ def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
   def eliminate(k: jax.Array, augmented: jax.Array) -> jax.Array:
     row = jax.lax.dynamic_index_in_dim(augmented, k, -2)
     pivot = jax.lax.dynamic_index_in_dim(row, k, -1)
-    scale = jnp.where(pivot > 0, jax.lax.rsqrt(pivot), jnp.nan)
+    usable = (pivot > 0) & (pivot < jnp.inf)
+    scale = jnp.where(usable, 1 / jnp.sqrt(pivot), jnp.nan)
     row = row * scale
     column = jax.lax.dynamic_index_in_dim(augmented, k, -1) * scale
     below = jnp.where(rows[:, None] > k, column, 0)

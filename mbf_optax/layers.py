@@ -157,7 +157,7 @@ def read(
       f" distinct and lie behind the {layer.stack_axes} stacked axes."
     )
   layer = dataclasses.replace(layer, block_axes=axes)
-  if bias is None or not layer.joins_bias:
+  if bias is None or not layer.joins_bias or layer.elementwise:
     return Reading(path, None, shape, layer)
   reading = Reading(path, bias[0], shape, layer)
   if tuple(bias[1]) != reading.batch_shape:

@@ -106,7 +106,8 @@ def inverse(packed: jax.Array) -> jax.Array:
     entries = table[k]
     column = swept[entries]
     pivot = column[k]
-    reciprocal = jnp.where(pivot > 0, 1 / pivot, jnp.nan)
+    usable = (pivot > 0) & (pivot < jnp.inf)
+    reciprocal = jnp.where(usable, 1 / pivot, jnp.nan)
     scaled = column * reciprocal
     swept = swept - column[rows] * scaled[columns]
     return swept.at[entries].set(scaled.at[k].set(-reciprocal))

@@ -1,6 +1,6 @@
 """Mini-Block Fisher in float64 NumPy: the oracle that tests compare the library with.
 
-Written from the method's description alone, with explicit matrices, literal inverses and
+Written from the method's description alone: explicit matrices, literal inverses and
 loops over the mini-blocks. It shares no code with the library; it is plain, not fast.
 
 With k the number of steps taken before this one, and g the gradient, a step is
@@ -13,7 +13,8 @@ With k the number of steps taken before this one, and g the gradient, a step is
 where c = 1 - beta^(updates so far) from a zero start and c = 1 after a warm start.
 
 References:
-  Bahamou, Goldfarb and Ren, "A Mini-Block Fisher Method for Deep Neural Networks", 2023.
+  Bahamou, Goldfarb and Ren, "A Mini-Block Fisher Method for Deep Neural
+  Networks", 2023.
 """
 
 import dataclasses
@@ -38,13 +39,13 @@ class Layer:
 
   Attributes:
     kind: One of the following. A bias is the last element of its block, save in 'conv'.
-      'conv': kernel (*spatial, in, out), a block per (in, out); bias (out,), elementwise.
+      'conv': kernel (*spatial, in, out), a block per (in, out); bias elementwise.
       'dense': kernel (*inputs, out), a block per output; bias (out,).
-      'attention_in': kernel (d, heads, head_dim), a block per (head, head_dim); bias alike.
+      'attention_in': kernel (d, heads, head_dim), a block per (head, head_dim).
       'attention_out': kernel (heads, head_dim, d), a block per output; bias (d,).
       'elementwise': a leaf of any shape, each element divided by its root mean square.
     kernel: The kernel's name; for 'elementwise', the leaf's.
-    bias: The bias's name, or None. Beside an 'elementwise' leaf, it is another such leaf.
+    bias: The bias's name, or None; beside an 'elementwise' leaf another such leaf.
     estimator: 'full', 'shared' or, for all kinds but 'conv', 'low_rank'.
     rank: How many gradients 'low_rank' keeps.
     stacked: Whether a leading axis holds independent layers of this reading.
@@ -185,7 +186,7 @@ class _Blocks:
 
 
 class _LowRank:
-  """The estimator 'low_rank': a full matrix per block, from the last `rank` gradients only.
+  """The estimator 'low_rank': a full matrix per block, of the last `rank` gradients.
 
   The inverse is renewed whenever the statistics are.
   """
@@ -221,7 +222,7 @@ class _LowRank:
 
 
 class _Elementwise:
-  """The estimators 'inverse' and 'rms': blocks of one element, renewed at every step."""
+  """The estimators 'inverse' and 'rms': one-element blocks, renewed at every step."""
 
   def __init__(self, part: _Part, mbf: "MbfReference"):
     self.rms = part.estimator == "rms"
@@ -248,7 +249,7 @@ class MbfReference:
   Attributes:
     layers: How the gradients' arrays are read, each array exactly once.
     damping: lambda, or a function of the step.
-    relative_damping: Whether `damping` multiplies the mean diagonal of a part's statistics.
+    relative_damping: Whether `damping` multiplies a part's mean diagonal of statistics.
     momentum: The decay of the heavy ball.
     curvature_ema: beta, the decay of the statistics.
     curvature_update_period: T1, the steps from one update of the matrices to the next.
@@ -293,7 +294,7 @@ class MbfReference:
     return directions
 
   def warm_start(self, gradients: Iterable[Arrays]) -> None:
-    """Replaces the statistics by their means over the gradients and renews the inverses."""
+    """Replaces the statistics by means over the gradients and renews the inverses."""
     gradients = [_float64(grads) for grads in gradients]
     self._init(gradients[0])
     self.warm = True
@@ -335,7 +336,7 @@ class AdamReference:
 def graft(layers: Sequence[Layer], direction: Arrays, magnitude: Arrays) -> Arrays:
   """Returns d * ||a|| / ||d|| for each layer, but a for what is read elementwise.
 
-  A layer is a kernel with the bias joined to its blocks, or one index of a stack of them.
+  A layer is a kernel with the bias joined to its blocks, or one index of a stack.
   Where all of d is zero it stays zero.
   """
   direction, magnitude = _float64(direction), _float64(magnitude)
@@ -351,7 +352,7 @@ def graft(layers: Sequence[Layer], direction: Arrays, magnitude: Arrays) -> Arra
 
 @dataclasses.dataclass
 class GraftReference:
-  """One optimizer's direction at another's length, layer by layer, on the same gradients.
+  """One optimizer's direction at another's length, layer by layer, same gradients.
 
   Both are objects with the `update` of `MbfReference`.
   """
