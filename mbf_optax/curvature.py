@@ -11,7 +11,7 @@ import optax
 
 from mbf_optax import elementwise, full, low_rank, refresh, shared, tree
 from mbf_optax.estimators import Damping, Estimator
-from mbf_optax.layers import Reading, from_blocks, to_blocks
+from mbf_optax.layers import Reading, from_blocks, to_blocks, wide_dtype
 
 Layers = dict[str, Any]
 """State of every layer by the path of its weight array."""
@@ -48,7 +48,7 @@ class Curvature:
     """States before the first gradient."""
     layers = {}
     for reading in readings:
-      dtype = jnp.promote_types(leaves[reading.path].dtype, jnp.float32)
+      dtype = wide_dtype(leaves[reading.path].dtype)
       if reading.layer.elementwise:
         layers[reading.path] = elementwise.init(reading, dtype)
       else:
@@ -96,12 +96,12 @@ class Curvature:
       correction = weight.astype(_dtype(state))
       estimator = estimator_of(reading)
       systems.append(estimator.system(reading, state, correction, level))
-    inverses = refresh.invert(systems, self.method)
+    previous = [layers[reading.path].inverse for reading in readings]
+    inverses = refresh.invert(systems, previous, self.method)
     layers = dict(layers)
-    for reading, system, inverse in zip(readings, systems, inverses, strict=True):
-      layers[reading.path] = estimator_of(reading).with_inverse(
-        reading, layers[reading.path], system, inverse
-      )
+    for reading, system, new in zip(readings, systems, inverses, strict=True):
+      state = layers[reading.path]
+      layers[reading.path] = estimator_of(reading).with_inverse(state, system, new)
     return layers
 
   def precondition(

@@ -53,4 +53,4 @@ def precondition(
   if reading.layer.estimator == "rms":
     return momentum / (jnp.sqrt(corrected) + _EPSILON)
   level = damping(over_layer(corrected[0], reading))
-  return momentum / (corrected + beside(level, corrected[0]))
+  return momentum / (corrected + beside(level, corrected[0])[None])

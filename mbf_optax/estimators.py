@@ -31,8 +31,24 @@ class Matrices(NamedTuple):
   damping: jax.Array
 
 
+class Inverses(NamedTuple):
+  """A layer's inverses, as they come back.
+
+  Attributes:
+    values: in the shape of the matrices; where a new inverse is not finite, the
+      previous one.
+    accepted: whether each matrix has a new one, in the shape of their batch.
+  """
+
+  values: jax.Array
+  accepted: jax.Array
+
+
 class Estimator(Protocol):
-  """Curvature of one layer: statistics, and the inverse that follows from them."""
+  """Curvature of one layer: statistics, and the inverse that follows from them.
+
+  A state has the field ``inverse``, in the shape of the system's matrices.
+  """
 
   def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> Any:
     """State before the first gradient; its inverse is the identity."""
@@ -47,10 +63,8 @@ class Estimator(Protocol):
   ) -> Matrices:
     """The matrices to invert; ``weight`` is the bias correction ``c``."""
 
-  def with_inverse(
-    self, reading: Reading, state: Any, system: Matrices, inverse: jax.Array
-  ) -> Any:
-    """State with new inverses, except for blocks whose inverse is not finite."""
+  def with_inverse(self, state: Any, system: Matrices, inverses: Inverses) -> Any:
+    """State with the inverses of the system."""
 
   def precondition(self, reading: Reading, state: Any, vectors: jax.Array) -> jax.Array:
     """``P v`` for block vectors ``(n, *batch)``."""
@@ -62,7 +76,7 @@ def without_faults(gradient: jax.Array) -> jax.Array:
   A block with an element that is not finite, or so large that its square overflows,
   would stay in a moving average for good.
   """
-  usable = jnp.isfinite(jnp.sum(jnp.square(gradient), axis=0))
+  usable = jnp.isfinite(jnp.sum(jnp.square(gradient), axis=0, keepdims=True))
   return jnp.where(usable, gradient, 0)
 
 

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from mbf_optax import packed
-from mbf_optax.estimators import Damping, Matrices, beside, over_layer, without_faults
+from mbf_optax.estimators import (
+  Damping,
+  Inverses,
+  Matrices,
+  beside,
+  over_layer,
+  without_faults,
+)
 from mbf_optax.layers import Reading
 
 PACKED_LIMIT = 32
@@ -52,11 +59,10 @@ class PackedBlocks:
     return Matrices(damped, True, level)
 
   def with_inverse(
-    self, reading: Reading, state: BlockState, system: Matrices, inverse: jax.Array
+    self, state: BlockState, system: Matrices, inverses: Inverses
   ) -> BlockState:
-    del reading, system
-    finite = jnp.all(jnp.isfinite(inverse), axis=0)
-    return state._replace(inverse=jnp.where(finite, inverse, state.inverse))
+    del system
+    return state._replace(inverse=inverses.values)
 
   def precondition(
     self, reading: Reading, state: BlockState, vectors: jax.Array
@@ -90,11 +96,10 @@ class MatrixBlocks:
     return Matrices(corrected + beside(level, corrected) * eye, False, level)
 
   def with_inverse(
-    self, reading: Reading, state: BlockState, system: Matrices, inverse: jax.Array
+    self, state: BlockState, system: Matrices, inverses: Inverses
   ) -> BlockState:
-    del reading, system
-    finite = jnp.all(jnp.isfinite(inverse), axis=(-2, -1), keepdims=True)
-    return state._replace(inverse=jnp.where(finite, inverse, state.inverse))
+    del system
+    return state._replace(inverse=inverses.values)
 
   def precondition(
     self, reading: Reading, state: BlockState, vectors: jax.Array

@@ -34,7 +34,8 @@ def pad(matrices: jax.Array, order: int) -> jax.Array:
     return matrices
   margin = [(0, 0)] * (matrices.ndim - 2) + [(0, order - n)] * 2
   tail = jnp.arange(order) >= n
-  return jnp.pad(matrices, margin) + jnp.diag(tail.astype(matrices.dtype))
+  block = jnp.diag(tail.astype(matrices.dtype))
+  return jnp.pad(matrices, margin) + block.reshape(*[1] * len(margin[2:]), order, order)
 
 
 def spd_inverse(matrices: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
   """
   width = matrices.shape[-1]
   eye = jnp.broadcast_to(jnp.eye(width, dtype=matrices.dtype), matrices.shape)
-  rows = jnp.arange(width)
+  rows = jnp.arange(width).reshape(*[1] * (matrices.ndim - 2), width, 1)
 
   def eliminate(k: jax.Array, augmented: jax.Array) -> jax.Array:
     row = jax.lax.dynamic_index_in_dim(augmented, k, -2)
@@ -100,7 +101,7 @@ def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
     scale = jnp.where(usable, 1 / jnp.sqrt(pivot), jnp.nan)
     row = row * scale
     column = jax.lax.dynamic_index_in_dim(augmented, k, -1) * scale
-    below = jnp.where(rows[:, None] > k, column, 0)
+    below = jnp.where(rows > k, column, 0)
     augmented = augmented - below * row
     return jax.lax.dynamic_update_index_in_dim(augmented, row, k, augmented.ndim - 2)
 

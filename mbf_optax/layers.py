@@ -222,4 +222,9 @@ def from_blocks(reading: Reading, blocks: jax.Array) -> tree.Leaves:
 
 def as_float(array: jax.Array) -> jax.Array:
   """``array`` in float32, or in its own dtype where that is wider."""
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+  return array.astype(wide_dtype(array.dtype))
+
+
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+  """float32 for narrower floating dtypes, ``dtype`` itself for all others."""
+  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from mbf_optax import packed
-from mbf_optax.estimators import Damping, Matrices, beside, over_layer, without_faults
+from mbf_optax.estimators import (
+  Damping,
+  Inverses,
+  Matrices,
+  beside,
+  over_layer,
+  without_faults,
+)
 from mbf_optax.layers import Reading
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -26,16 +33,16 @@ class LowRankState(NamedTuple):
     weights: ``(r,)``, their weights in the moving average, not normalised.
     slot: ``()`` int32, where the next gradient goes.
     gram: packed ``(r (r + 1) / 2, *batch)``, inner products of the history.
-    core: packed ``(r (r + 1) / 2, *batch)``, ``D (lambda I + D K D)^(-1) D`` with ``K``
+    inverse: packed ``(r (r + 1) / 2, *batch)``, ``(lambda I + D K D)^(-1)`` with ``K``
       the Gram matrix and ``D`` the square roots of the normalised weights.
-    damping: ``(*batch,)``, the ``lambda`` that belongs to ``core``.
+    damping: ``(*batch,)``, the ``lambda`` that belongs to ``inverse``.
   """
 
   history: jax.Array
   weights: jax.Array
   slot: jax.Array
   gram: jax.Array
-  core: jax.Array
+  inverse: jax.Array
   damping: jax.Array
 
 
@@ -50,7 +57,7 @@ class LowRankBlocks:
       weights=jnp.zeros(rank, dtype),
       slot=jnp.zeros((), jnp.int32),
       gram=jnp.zeros(triangle, dtype),
-      core=jnp.zeros(triangle, dtype),
+      inverse=jnp.zeros(triangle, dtype),
       damping=jnp.ones(batch, dtype),
     )
 
@@ -74,22 +81,20 @@ class LowRankBlocks:
     self, reading: Reading, state: LowRankState, weight: jax.Array, damping: Damping
   ) -> Matrices:
     del weight  # normalised weights need no correction
-    weighted = _weight_products(state) * state.gram
+    products = packed.outer(jnp.sqrt(normalized(state).weights))
+    weighted = products.reshape(-1, *[1] * state.damping.ndim) * state.gram
     trace = jnp.sum(packed.diagonal(weighted), axis=0)
     level = damping(over_layer(trace / reading.block_size, reading))
     damped = packed.add_to_diagonal(weighted, beside(level, trace))
     return Matrices(damped, True, level)
 
   def with_inverse(
-    self, reading: Reading, state: LowRankState, system: Matrices, inverse: jax.Array
+    self, state: LowRankState, system: Matrices, inverses: Inverses
   ) -> LowRankState:
-    del reading
-    core = _weight_products(state) * inverse
-    finite = jnp.all(jnp.isfinite(core), axis=0)
     damping = beside(system.damping, state.damping)
     return state._replace(
-      core=jnp.where(finite, core, state.core),
-      damping=jnp.where(finite, damping, state.damping),
+      inverse=inverses.values,
+      damping=jnp.where(inverses.accepted, damping, state.damping),
     )
 
   def precondition(
@@ -97,19 +102,17 @@ class LowRankBlocks:
   ) -> jax.Array:
     del reading
     columns = jnp.moveaxis(vectors, 0, -1)
+    roots = jnp.sqrt(normalized(state).weights)
+    roots = roots.reshape(*[1] * state.damping.ndim, -1)
     inner = jnp.matmul(state.history, columns[..., None], precision=_HIGHEST)[..., 0]
-    inner = packed.matvec(state.core, jnp.moveaxis(inner, -1, 0))
-    inner = jnp.moveaxis(inner, 0, -1)[..., None, :]
-    along = jnp.matmul(inner, state.history, precision=_HIGHEST)[..., 0, :]
+    inner = packed.matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
+    inner = roots * jnp.moveaxis(inner, 0, -1)
+    along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)[
+      ..., 0, :
+    ]
     return jnp.moveaxis((columns - along) / state.damping[..., None], -1, 0)
 
 
 def normalized(state: LowRankState) -> LowRankState:
   """The state with weights that sum to one, as after a complete average."""
   return state._replace(weights=state.weights / jnp.sum(state.weights))
-
-
-def _weight_products(state: LowRankState) -> jax.Array:
-  """Packed ``sqrt(w_i w_j)`` of the normalised weights, against ``(.., *batch)``."""
-  roots = packed.outer(jnp.sqrt(normalized(state).weights))
-  return roots.reshape(-1, *[1] * state.damping.ndim)

@@ -62,9 +62,9 @@ def diagonal(packed: jax.Array) -> jax.Array:
 
 
 def add_to_diagonal(packed: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds ``values``, broadcast against ``(n, *batch)``, to the diagonals."""
-  index = np.diagonal(positions(unpacked_size(packed.shape[0])))
-  return packed.at[index].add(jnp.broadcast_to(values, (len(index), *packed.shape[1:])))
+  """Adds ``values``, broadcast against one entry's ``batch``, to the diagonals."""
+  n, batch = unpacked_size(packed.shape[0]), packed.shape[1:]
+  return packed + identity(n, batch, packed.dtype) * values[None]
 
 
 def identity(n: int, batch: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -81,7 +81,7 @@ def matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
   entries, where a reduction over a middle axis runs ten times slower on a CPU.
   """
   table = positions(vectors.shape[0])
-  columns = (packed[table[:, j]] * vectors[j] for j in range(len(table)))
+  columns = (packed[table[:, j]] * vectors[j : j + 1] for j in range(len(table)))
   return functools.reduce(jnp.add, columns)
 
 
@@ -108,7 +108,7 @@ def inverse(packed: jax.Array) -> jax.Array:
     pivot = column[k]
     usable = (pivot > 0) & (pivot < jnp.inf)
     reciprocal = jnp.where(usable, 1 / pivot, jnp.nan)
-    scaled = column * reciprocal
+    scaled = column * reciprocal[None]
     swept = swept - column[rows] * scaled[columns]
     return swept.at[entries].set(scaled.at[k].set(-reciprocal))
 

@@ -12,68 +12,86 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mbf_optax import inverse as inverse_lib
 from mbf_optax import packed
-from mbf_optax.estimators import Matrices
+from mbf_optax.estimators import Inverses, Matrices
+from mbf_optax.inverse import pad, padded_order, spd_inverse
 
 Method = Literal["sweep", "linalg"]
 
 
-def invert(systems: Sequence[Matrices], method: Method = "sweep") -> list[jax.Array]:
+def invert(
+  systems: Sequence[Matrices], previous: Sequence[jax.Array], method: Method = "sweep"
+) -> list[Inverses]:
   """Inverses of every layer's damped matrices.
 
   Args:
     systems: one entry a layer.
+    previous: the layers' inverses so far, in the shapes of ``systems``.
     method: ``"sweep"`` for plain XLA operations, ``"linalg"`` for
       ``jnp.linalg.inv``.
 
   Returns:
-    The inverses in the order and the shapes of ``systems``.
+    The inverses in the order of ``systems``.
   """
   groups = collections.defaultdict(list)
   for index, system in enumerate(systems):
     groups[_group(system)].append(index)
-  inverses: dict[int, jax.Array] = {}
+  inverses: dict[int, Inverses] = {}
   for (is_packed, *_), members in groups.items():
     invert_group = _invert_packed if is_packed else _invert_matrices
     values = [systems[index].values for index in members]
-    inverses.update(zip(members, invert_group(values, method), strict=True))
+    old = [previous[index] for index in members]
+    inverses.update(zip(members, invert_group(values, old, method), strict=True))
   return [inverses[index] for index in range(len(systems))]
 
 
 def _group(system: Matrices) -> tuple[bool, int, jnp.dtype]:
   values = system.values
-  size = (
-    values.shape[0] if system.is_packed else inverse_lib.padded_order(values.shape[-1])
-  )
+  size = values.shape[0] if system.is_packed else padded_order(values.shape[-1])
   return system.is_packed, size, values.dtype
 
 
-def _invert_packed(values: list[jax.Array], method: Method) -> list[jax.Array]:
-  flat = jnp.concatenate([v.reshape(v.shape[0], -1) for v in values], axis=1)
+def _invert_packed(
+  values: list[jax.Array], previous: list[jax.Array], method: Method
+) -> list[Inverses]:
+  def flatten(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate([a.reshape(a.shape[0], -1) for a in arrays], axis=1)
+
+  flat = flatten(values)
   if method == "linalg":
     batch = jnp.moveaxis(packed.unpack(flat), -1, 0)
-    inverses = packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(batch), 0, -1))
+    new = packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(batch), 0, -1))
   else:
-    inverses = packed.inverse(flat)
+    new = packed.inverse(flat)
+  accepted = jnp.all(jnp.isfinite(new), axis=0)
+  new = jnp.where(accepted[None], new, flatten(previous))
   ends = _ends([v[0].size for v in values])
-  parts = jnp.split(inverses, ends, axis=1)
-  return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
-
-
-def _invert_matrices(values: list[jax.Array], method: Method) -> list[jax.Array]:
-  order = max(v.shape[-1] for v in values)
-  padded = [inverse_lib.pad(v, order).reshape(-1, order, order) for v in values]
-  batch = jnp.concatenate(padded)
-  if method == "linalg":
-    inverses = jax.vmap(jnp.linalg.inv)(batch)
-  else:
-    inverses = inverse_lib.spd_inverse(batch)
-  parts = jnp.split(inverses, _ends([len(p) for p in padded]))
   return [
-    part[:, : v.shape[-1], : v.shape[-1]].reshape(v.shape)
-    for part, v in zip(parts, values, strict=True)
+    Inverses(part.reshape(v.shape), flags.reshape(v.shape[1:]))
+    for v, part, flags in zip(
+      values, jnp.split(new, ends, axis=1), jnp.split(accepted, ends), strict=True
+    )
   ]
+
+
+def _invert_matrices(
+  values: list[jax.Array], previous: list[jax.Array], method: Method
+) -> list[Inverses]:
+  order = max(v.shape[-1] for v in values)
+  padded = [pad(v, order).reshape(-1, order, order) for v in values]
+  batch = jnp.concatenate(padded)
+  new = jax.vmap(jnp.linalg.inv)(batch) if method == "linalg" else spd_inverse(batch)
+  accepted = jnp.all(jnp.isfinite(new), axis=(-2, -1))
+  ends = _ends([len(p) for p in padded])
+  inverses = []
+  for old, part, flags in zip(
+    previous, jnp.split(new, ends), jnp.split(accepted, ends), strict=True
+  ):
+    n = old.shape[-1]
+    flags = flags.reshape(old.shape[:-2])
+    part = part[:, :n, :n].reshape(old.shape)
+    inverses.append(Inverses(jnp.where(flags[..., None, None], part, old), flags))
+  return inverses
 
 
 def _ends(sizes: list[int]) -> list[int]:

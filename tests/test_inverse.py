@@ -149,9 +149,31 @@ def systems():
 @pytest.mark.parametrize("method", ["sweep", "linalg"])
 def test_layers_are_inverted_together(method):
   dense, given = systems()
-  results = refresh.invert(given, method)
-  for matrix, system, result in zip(dense, given, results, strict=True):
+  previous = [jnp.zeros_like(system.values) for system in given]
+  results = refresh.invert(given, previous, method)
+  for matrix, system, (result, accepted) in zip(dense, given, results, strict=True):
     assert result.shape == system.values.shape
+    assert accepted.shape == matrix.shape[:-2]
+    assert np.all(accepted)
     if system.is_packed:
       result = jnp.moveaxis(packed.unpack(result), (0, 1), (-2, -1))
     np.testing.assert_allclose(result, np.linalg.inv(matrix), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sweep", "linalg"])
+def test_a_matrix_without_an_inverse_keeps_the_previous_one(method):
+  _, given = systems()
+  previous = [jnp.full_like(system.values, 7.0) for system in given]
+  broken = [
+    s._replace(values=s.values.at[(slice(None), 0) if s.is_packed else 0].set(jnp.nan))
+    for s in given
+  ]
+  results = refresh.invert(broken, previous, method)
+  for system, (result, accepted) in zip(broken, results, strict=True):
+    is_nan = np.isnan(np.asarray(system.values))
+    assert is_nan.any()
+    np.testing.assert_array_equal(result[is_nan], 7.0)
+    assert not np.any(np.asarray(result)[~is_nan] == 7.0)
+    assert np.sum(~np.asarray(accepted)) == np.sum(is_nan) / (
+      is_nan.size / accepted.size
+    )

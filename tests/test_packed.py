@@ -41,7 +41,9 @@ def test_diagonal(n):
   triangle = packed.pack(jnp.asarray(matrix))
   diagonal = np.einsum("iib->ib", matrix)
   np.testing.assert_array_equal(packed.diagonal(triangle), diagonal)
-  shifted = packed.unpack(packed.add_to_diagonal(triangle, jnp.arange(3.0)[None]))
+  shifted = packed.unpack(
+    packed.add_to_diagonal(triangle, jnp.arange(3, dtype=jnp.float32))
+  )
   np.testing.assert_allclose(
     shifted, matrix + np.eye(n)[..., None] * np.arange(3.0), rtol=1e-6
   )

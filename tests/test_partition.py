@@ -11,9 +11,10 @@ import mbf_optax
 
 
 def shapes_of(module, *inputs):
-  shapes = jax.eval_shape(
-    lambda: module.init(jax.random.key(0), *map(jnp.zeros, inputs))
-  )
+  with jax.numpy_rank_promotion("allow"):  # Flax's own layers rely on it
+    shapes = jax.eval_shape(
+      lambda: module.init(jax.random.key(0), *map(jnp.zeros, inputs))
+    )
   return shapes["params"]
 
 
