@@ -40,7 +40,9 @@ class ResidualBlock(nn.Module):
     y = nn.BatchNorm(not train, momentum=0.9)(y)
     shortcut = x[:, :: self.strides, :: self.strides]
     missing = self.channels - x.shape[-1]
-    shortcut = jnp.pad(shortcut, [(0, 0)] * 3 + [(missing // 2, missing - missing // 2)])
+    shortcut = jnp.pad(
+      shortcut, [(0, 0)] * 3 + [(missing // 2, missing - missing // 2)]
+    )
     return nn.relu(y + shortcut)
 
 

@@ -27,7 +27,7 @@ class SharedBlocks(MatrixBlocks):
   ) -> BlockState:
     columns = _stack_leading(reading, without_faults(gradient))
     columns = columns / math.sqrt(columns.shape[-1])  # before the product: no overflow
-    mean = jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+    mean = symmetric_product(columns)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
   def precondition(
@@ -37,6 +37,26 @@ class SharedBlocks(MatrixBlocks):
     product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
     product = jnp.moveaxis(product, -2, 0)
     return product.reshape(vectors.shape)
+
+
+def symmetric_product(columns: jax.Array) -> jax.Array:
+  """``A A^T`` for ``(..., n, m)``, computing only one of each pair of mirror images.
+
+  Halving down to 512 rows spares a third of the operations; below that a single
+  product is as fast.
+  """
+  n = columns.shape[-2]
+  if n <= 512:
+    return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+  upper, lower = columns[..., : n // 2, :], columns[..., n // 2 :, :]
+  mixed = jnp.matmul(upper, lower.mT, precision=_HIGHEST)
+  return jnp.concatenate(
+    [
+      jnp.concatenate([symmetric_product(upper), mixed], axis=-1),
+      jnp.concatenate([mixed.mT, symmetric_product(lower)], axis=-1),
+    ],
+    axis=-2,
+  )
 
 
 def _stack_leading(reading: Reading, vectors: jax.Array) -> jax.Array:

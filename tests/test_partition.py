@@ -11,7 +11,7 @@ import mbf_optax
 
 
 def shapes_of(module, *inputs):
-  with jax.numpy_rank_promotion("allow"):  # Flax's own layers rely on it
+  with jax.numpy_rank_promotion("allow"):  # Flax relies on it
     shapes = jax.eval_shape(
       lambda: module.init(jax.random.key(0), *map(jnp.zeros, inputs))
     )

@@ -1,0 +1,49 @@
+"""The optimizers whose steps are timed, MBF in its forms and today's peers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+import mbf_optax
+
+_RATE = 1e-5  # small: a timing run must stay finite, not learn
+
+
+class Timed(NamedTuple):
+  """An optimizer and the periods after which its work repeats.
+
+  Attributes:
+    tx: the transformation.
+    statistics: updates between statistics, 1 for optimizers without them.
+    inverse: updates between inverses.
+  """
+
+  tx: optax.GradientTransformation
+  statistics: int = 1
+  inverse: int = 1
+
+
+def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> Timed:
+  tx = mbf_optax.mbf(
+    _RATE,
+    damping=1.0,
+    curvature_update_period=statistics,
+    inverse_update_period=inverse,
+    partition=mbf_optax.flax_partition(dense=dense, rank=rank),
+  )
+  return Timed(tx, statistics, inverse)
+
+
+OPTIMIZERS: dict[str, Callable[[], Timed]] = {
+  "adam": lambda: Timed(optax.adam(_RATE)),
+  "sgd": lambda: Timed(optax.sgd(_RATE)),
+  "muon": lambda: Timed(optax.contrib.muon(_RATE)),
+  "mbf(1,1)": lambda: _mbf(1, 1),
+  "mbf": lambda: _mbf(1, 2),
+  "mbf(1,5)": lambda: _mbf(1, 5),
+  "mbf(1,20)": lambda: _mbf(1, 20),
+  "mbf(10,100)": lambda: _mbf(10, 100),
+  "low_rank": lambda: _mbf(1, 1, "low_rank"),
+  "mbf_adam": lambda: Timed(mbf_optax.mbf_adam(_RATE), 10, 100),
+}

@@ -1,0 +1,35 @@
+"""Settings for all tests: strict promotion, reproducible property tests.
+
+The library has to run under strict dtype promotion and without rank promotion. The
+moving averages of ``optax.scale_by_adam`` do not (they raise a float to the power of
+an integer count), so that transformation alone runs under jax's standard rules.
+"""
+
+import functools
+
+import hypothesis
+import jax
+import optax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("reproducible")
+
+
+def _lenient(factory):
+  @functools.wraps(factory)
+  def build(*args, **kwargs):
+    tx = factory(*args, **kwargs)
+
+    def update(updates, state, params=None):
+      with jax.numpy_dtype_promotion("standard"):
+        return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+  return build
+
+
+optax.scale_by_adam = _lenient(optax.scale_by_adam)
