@@ -120,7 +120,7 @@ def scale_by_mbf(
 
   def init(params: optax.Params) -> MbfState:
     readings = checks.readings(partition, params)
-    weight = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+    weight = jnp.zeros(())
     return MbfState(
       count=jnp.zeros((), jnp.int32),
       weight=weight,

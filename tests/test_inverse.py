@@ -160,14 +160,18 @@ def test_layers_are_inverted_together(method):
     np.testing.assert_allclose(result, np.linalg.inv(matrix), rtol=1e-3, atol=1e-5)
 
 
+def _with_a_broken_matrix(system):
+  if system.is_packed:
+    return system.values.at[:, 0].set(jnp.nan)
+  alone = system.values.ndim == 2
+  return system.values.at[... if alone else 0].set(jnp.nan)
+
+
 @pytest.mark.parametrize("method", ["sweep", "linalg"])
 def test_a_matrix_without_an_inverse_keeps_the_previous_one(method):
   _, given = systems()
   previous = [jnp.full_like(system.values, 7.0) for system in given]
-  broken = [
-    s._replace(values=s.values.at[(slice(None), 0) if s.is_packed else 0].set(jnp.nan))
-    for s in given
-  ]
+  broken = [s._replace(values=_with_a_broken_matrix(s)) for s in given]
   results = refresh.invert(broken, previous, method)
   for system, (result, accepted) in zip(broken, results, strict=True):
     is_nan = np.isnan(np.asarray(system.values))

@@ -18,7 +18,7 @@ from benchmarks.cost.optimizers import OPTIMIZERS
 from benchmarks.cost.problems import PROBLEMS
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+import matplotlib.pyplot as plt
 
 Results = dict[str, dict[str, Cost]]
 
