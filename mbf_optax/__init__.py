@@ -3,7 +3,7 @@
 from mbf_optax.alias import mbf, mbf_adam
 from mbf_optax.grafting import GraftState, graft
 from mbf_optax.layers import Layer, Partition, Reading
-from mbf_optax.partition import flax_partition
+from mbf_optax.presets import equinox_partition, flax_partition, haiku_partition
 from mbf_optax.sampling import sample_bernoulli, sample_gaussian, sample_labels
 from mbf_optax.summary import summarize
 from mbf_optax.transform import MbfState, scale_by_mbf
@@ -17,8 +17,10 @@ __all__ = [
   "Partition",
   "Reading",
   "__version__",
+  "equinox_partition",
   "flax_partition",
   "graft",
+  "haiku_partition",
   "mbf",
   "mbf_adam",
   "sample_bernoulli",

@@ -9,7 +9,7 @@ import optax
 from mbf_optax import tree
 from mbf_optax.estimators import beside
 from mbf_optax.layers import Partition, Reading, as_float
-from mbf_optax.partition import flax_partition
+from mbf_optax.presets import flax_partition
 
 
 class GraftState(NamedTuple):

@@ -87,12 +87,14 @@ class Reading(NamedTuple):
     bias_path: path of the bias that is part of the blocks, or ``None``.
     shape: shape of the weight array.
     layer: the reading, with non-negative axes.
+    bias_shape: shape of the bias that is part of the blocks.
   """
 
   path: str
   bias_path: str | None
   shape: tuple[int, ...]
   layer: Layer
+  bias_shape: tuple[int, ...] = ()
 
   @property
   def batch_shape(self) -> tuple[int, ...]:
@@ -159,14 +161,19 @@ def read(
   layer = dataclasses.replace(layer, block_axes=axes)
   if bias is None or not layer.joins_bias or layer.elementwise:
     return Reading(path, None, shape, layer)
-  reading = Reading(path, bias[0], shape, layer)
-  if tuple(bias[1]) != reading.batch_shape:
+  reading = Reading(path, bias[0], shape, layer, tuple(bias[1]))
+  if not joins(reading.bias_shape, reading.batch_shape):
     raise ValueError(
       f"mbf_optax: {bias[0]!r} has shape {tuple(bias[1])} but the blocks of {path!r}"
       f" are counted by {reading.batch_shape}; correct block_axes, or read the bias"
       " apart with joins_bias=False."
     )
   return reading
+
+
+def joins(bias_shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> bool:
+  """Whether a bias has one element a block; axes of size one do not matter."""
+  return [n for n in bias_shape if n != 1] == [n for n in batch_shape if n != 1]
 
 
 def check_cover(readings: Sequence[Reading], leaves: tree.Leaves) -> None:
@@ -202,7 +209,8 @@ def to_blocks(reading: Reading, leaves: tree.Leaves) -> jax.Array:
   blocks = blocks.reshape(-1, *reading.batch_shape)
   if reading.bias_path is None:
     return blocks
-  return jnp.concatenate([blocks, as_float(leaves[reading.bias_path])[None]])
+  bias = as_float(leaves[reading.bias_path]).reshape(1, *reading.batch_shape)
+  return jnp.concatenate([blocks, bias])
 
 
 def from_blocks(reading: Reading, blocks: jax.Array) -> tree.Leaves:
@@ -211,7 +219,7 @@ def from_blocks(reading: Reading, blocks: jax.Array) -> tree.Leaves:
     return {reading.path: blocks[0]}
   leaves = {}
   if reading.bias_path is not None:
-    leaves[reading.bias_path] = blocks[-1]
+    leaves[reading.bias_path] = blocks[-1].reshape(reading.bias_shape)
     blocks = blocks[:-1]
   axes = reading.layer.block_axes
   block_shape = tuple(reading.shape[axis] for axis in axes)

@@ -7,7 +7,7 @@ import jax
 
 from mbf_optax import tree
 from mbf_optax.layers import Partition, Reading
-from mbf_optax.partition import flax_partition
+from mbf_optax.presets import flax_partition
 from mbf_optax.transform import scale_by_mbf
 
 

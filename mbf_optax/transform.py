@@ -10,7 +10,7 @@ import optax
 from mbf_optax import checks, low_rank, refresh, tree
 from mbf_optax.curvature import Curvature, Layers
 from mbf_optax.layers import Partition, Reading, as_float
-from mbf_optax.partition import flax_partition
+from mbf_optax.presets import flax_partition
 
 
 class MbfState(NamedTuple):

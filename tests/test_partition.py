@@ -132,7 +132,7 @@ def test_scanned_layers(name, use_bias):
     f"{prefix}/Conv_0/kernel": ("full", (1,), 1, False),
     f"{attention}/query/kernel": ("full", (1,), 1, use_bias),
     f"{attention}/out/kernel": ("full", (1, 2), 1, use_bias),
-    f"{prefix}/LayerNorm_0/scale": ("rms", (), 1, False),
+    f"{prefix}/LayerNorm_0/scale": ("rms", (), 0, False),
   }
   for path, want in expected.items():
     assert describe(readings[path]) == want, path
