@@ -1,0 +1,73 @@
+"""Guards on counted work of the compiled update; seconds are for the benchmarks."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import mbf_optax
+
+PARAMS = {
+  "wide": {"kernel": jnp.ones((599, 100)), "bias": jnp.ones(100)},
+  "narrow": {"kernel": jnp.ones((20, 30))},
+  "conv_0": {"kernel": jnp.ones((3, 3, 32, 64)), "bias": jnp.ones(64)},
+  "conv_1": {"kernel": jnp.ones((3, 3, 64, 32))},
+}
+
+
+@pytest.fixture(scope="module", params=["shared", "low_rank"])
+def compiled(request):
+  partition = mbf_optax.flax_partition(overrides=[("wide", request.param)])
+  tx = mbf_optax.scale_by_mbf(partition=partition)
+  state = tx.init(PARAMS)
+  update = jax.jit(tx.update, donate_argnums=(0, 1)).lower(PARAMS, state).compile()
+  return update, state, mbf_optax.summarize(PARAMS, partition)
+
+
+def test_operations_are_those_of_the_summary(compiled):
+  """XLA counts both branches of a cond, and the body of a loop once."""
+  update, _, summary = compiled
+  expected = sum(row.apply_flops + row.statistics_flops for row in summary.layers)
+  assert update.cost_analysis()["flops"] < 1.4 * expected
+
+
+def test_statistics_and_inverses_are_updated_in_place(compiled):
+  """A step that refreshes nothing must not copy what it does not touch."""
+  update, state, _ = compiled
+  copied = set(re.findall(r"= f32\[([\d,]*)\]\S* copy\(", update.as_text()))
+  for path in ("conv_0/kernel", "conv_1/kernel", "narrow/kernel"):
+    for leaf in jax.tree.leaves(state.curvature[path]):
+      assert ",".join(map(str, leaf.shape)) not in copied, path
+  memory = update.memory_analysis()
+  assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+
+
+def test_temporary_memory_is_bounded_by_the_state(compiled):
+  update, _, summary = compiled
+  assert update.memory_analysis().temp_size_in_bytes < 1.25 * summary.state_bytes
+
+
+@pytest.mark.promotes
+def test_one_compilation_serves_every_step():
+  traces = 0
+  tx = mbf_optax.mbf(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.1)
+
+  @jax.jit
+  def update(gradients, state, params):
+    nonlocal traces
+    traces += 1
+    return tx.update(gradients, state, params)
+
+  state = tx.init(PARAMS)
+  for _ in range(4):
+    _, state = update(PARAMS, state, PARAMS)
+  assert traces == 1
+
+
+def test_small_blocks_hold_eleven_floats_a_weight():
+  """Momentum, and the triangles of statistics and inverse: 1 + 45 / 9 + 45 / 9."""
+  params = {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)}
+  summary = mbf_optax.summarize(params)
+  assert summary.layers[0].state_bytes == 11 * 4 * 9 * 64 * 64
