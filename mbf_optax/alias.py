@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from mbf_optax import checks
 from mbf_optax.grafting import graft
 from mbf_optax.layers import Partition
 from mbf_optax.refresh import Method
@@ -146,6 +147,8 @@ def mbf_adam(
     `Disentangling Adaptive Gradient Methods from Learning Rates
     <https://arxiv.org/abs/2002.11803>`_, 2020, for grafting.
   """
+  checks.decay("b1", b1)
+  checks.decay("b2", b2)
   direction = scale_by_mbf(
     damping=damping,
     relative_damping=True,

@@ -95,7 +95,7 @@ class ChannelsLast:
       return ndim - 1
     bias_path = bias_beside(path, self, leaves)
     bias_ndim = 0 if bias_path is None else leaves[bias_path].ndim - stack
-    return bias_ndim if bias_ndim > 1 else None
+    return bias_ndim if 1 < bias_ndim < ndim else None
 
   def _stack_axes(self, path: str, leaves: tree.Leaves) -> int:
     if _is_attention_input(path, leaves) or _is_attention_output(path, leaves):

@@ -16,7 +16,9 @@ from mbf_optax.layers import Reading, from_blocks, to_blocks, wide_dtype
 Layers = dict[str, Any]
 """State of every layer by the path of its weight array."""
 
-_FLOOR = 1e-30  # keeps relative damping positive where a gradient has been zero
+# Relative damping stays positive down to the smallest gradients; for a layer without
+# any gradient so far it is one, so that the next one is not multiplied by 1 / _FLOOR.
+_FLOOR = 1e-30
 
 
 def estimator_of(reading: Reading) -> Estimator:
@@ -129,9 +131,11 @@ class Curvature:
   def _level(self, count: jax.Array, dtype: jax.typing.DTypeLike) -> Damping:
     value = self.damping(count) if callable(self.damping) else self.damping
     value = jnp.asarray(value, dtype)
-    if self.relative_damping:
-      return lambda mean_diagonal: value * mean_diagonal + jnp.asarray(_FLOOR, dtype)
-    return lambda mean_diagonal: jnp.broadcast_to(value, mean_diagonal.shape)
+    if not self.relative_damping:
+      return lambda mean_diagonal: jnp.broadcast_to(value, mean_diagonal.shape)
+    return lambda mean_diagonal: jnp.where(
+      mean_diagonal > 0, value * mean_diagonal + _FLOOR, 1
+    )
 
 
 def _dtype(state: Any) -> jnp.dtype:

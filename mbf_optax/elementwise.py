@@ -51,6 +51,8 @@ def precondition(
   """Directions ``(1, *shape)``; ``weight`` is the bias correction ``c``."""
   corrected = state.second_moment / weight
   if reading.layer.estimator == "rms":
-    return momentum / (jnp.sqrt(corrected) + _EPSILON)
-  level = damping(over_layer(corrected[0], reading))
-  return momentum / (corrected + beside(level, corrected[0])[None])
+    divisor = jnp.sqrt(corrected) + _EPSILON
+  else:
+    level = damping(over_layer(corrected[0], reading))
+    divisor = corrected + beside(level, corrected[0])[None]
+  return momentum / divisor.astype(momentum.dtype)

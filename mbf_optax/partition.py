@@ -9,7 +9,13 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 
 from mbf_optax import tree
-from mbf_optax.conventions import Convention, bias_beside, name_of, weight_beside
+from mbf_optax.conventions import (
+  Convention,
+  Geometry,
+  bias_beside,
+  name_of,
+  weight_beside,
+)
 from mbf_optax.layers import Estimator, Layer, Reading, joins, read
 
 Dense = Literal["auto", "full", "shared", "low_rank"]
@@ -74,7 +80,7 @@ class NamedPartition:
     for name, value in (("rank", rank), ("full_limit", full_limit)):
       if value < 1:
         raise ValueError(
-          f"mbf_optax: the partition got {name}={value}; it must be at least 1."
+          f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
         )
     parsed = tuple(_Override.parse(*pair) for pair in overrides)
     return cls(convention, dense, rank, full_limit, parsed)
@@ -125,16 +131,14 @@ class NamedPartition:
 
   def _weight_layer(self, path: str, leaves: tree.Leaves, asked: str | None) -> Layer:
     leaf = leaves[path]
-    if asked in ("conv", "dense") and leaf.ndim < (3 if asked == "conv" else 2):
-      raise ValueError(
-        f"mbf_optax: an override reads {path!r}, of shape {tuple(leaf.shape)}, as"
-        f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
-        ' output axes; read it as "rms" or give a Layer.'
-      )
     excluded = asked == "rms" or (asked is None and self.convention.excludes(path))
-    if excluded or _is_complex(leaf) or leaf.size == 0 or leaf.ndim < 2:
+    if excluded or _is_complex(leaf) or leaf.size == 0:
       return Layer(estimator="rms")
-    stack, spatial, inputs = self.convention.geometry(path, leaves, asked == "dense")
+    stack, spatial, inputs = Geometry(0, (), ())
+    if leaf.ndim >= 2:
+      stack, spatial, inputs = self.convention.geometry(path, leaves, asked == "dense")
+    if not (spatial if asked == "conv" else inputs):
+      return self._without_blocks(path, leaf, asked)
     estimator = _ESTIMATORS.get(asked)
     if asked == "conv" or any(leaf.shape[axis] > 1 for axis in spatial):
       per_kernel = estimator or "full"
@@ -146,6 +150,15 @@ class NamedPartition:
     size = math.prod(leaf.shape[axis] for axis in axes) + joined
     estimator = estimator or self._dense_estimator(size)
     return Layer(axes, estimator, stack, joins_bias=joined, rank=self.rank)
+
+  def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
+    if asked in ("conv", "dense"):
+      raise ValueError(
+        f"mbf_optax: an override reads {path!r}, of shape {tuple(leaf.shape)}, as"
+        f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
+        ' output axes; read it as "rms" or give a Layer.'
+      )
+    return Layer(estimator="rms")
 
   def _dense_estimator(self, block_size: int) -> Estimator:
     if self.dense != "auto":

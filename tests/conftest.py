@@ -2,7 +2,8 @@
 
 The library has to run under strict dtype promotion and without rank promotion. The
 moving averages of ``optax.scale_by_adam`` do not (they raise a float to the power of
-an integer count), so that transformation alone runs under jax's standard rules.
+an integer count), so that transformation alone runs under jax's standard rules; tests
+that run more of other libraries' code are marked ``promotes``.
 """
 
 import functools
@@ -10,6 +11,7 @@ import functools
 import hypothesis
 import jax
 import optax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -33,3 +35,12 @@ def _lenient(factory):
 
 
 optax.scale_by_adam = _lenient(optax.scale_by_adam)
+
+
+@pytest.fixture(autouse=True)
+def _promotion(request):
+  if request.node.get_closest_marker("promotes"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+      yield
+  else:
+    yield

@@ -1,0 +1,1 @@
+"""What optax asks of any transformation."""

@@ -1,0 +1,405 @@
+"""Every refusal reads well, and a gradient gone bad does not stay for good."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mbf_optax
+
+PARAMS = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+
+
+def refused(*parts):
+  """A ``ValueError`` whose message has all the parts, in this order."""
+  return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, parts)))
+
+
+NUMBERS = [
+  ("damping", 0.0, "must be positive"),
+  ("damping", -1e-3, "must be positive"),
+  ("damping", float("nan"), "must be positive"),
+  ("curvature_ema", 1.0, "[0, 1)"),
+  ("curvature_ema", -0.1, "[0, 1)"),
+  ("curvature_ema", float("nan"), "[0, 1)"),
+  ("momentum", 1.0, "[0, 1)"),
+  ("momentum", -0.5, "[0, 1)"),
+  ("curvature_update_period", 0, "whole number"),
+  ("curvature_update_period", 2.5, "whole number"),
+  ("inverse_update_period", 0, "whole number"),
+  ("inverse_update_period", -3, "whole number"),
+]
+
+
+@pytest.mark.parametrize("factory", [mbf_optax.scale_by_mbf, mbf_optax.mbf])
+@pytest.mark.parametrize(("argument", "value", "remedy"), NUMBERS)
+def test_numbers(factory, argument, value, remedy):
+  rate = {"learning_rate": 0.1} if factory is mbf_optax.mbf else {}
+  with refused("mbf_optax", argument, str(value), remedy):
+    factory(**rate, **{argument: value})
+
+
+@pytest.mark.parametrize(
+  ("argument", "value"),
+  [
+    ("damping", 0.0),
+    ("b1", 1.0),
+    ("b2", 1.0),
+    ("b2", -0.1),
+    ("curvature_ema", 1.5),
+    ("curvature_update_period", 0),
+    ("inverse_update_period", 1.5),
+  ],
+)
+def test_numbers_of_mbf_adam_are_named_as_its_user_wrote_them(argument, value):
+  with refused("mbf_optax", f"{argument} is {value}"):
+    mbf_optax.mbf_adam(0.1, **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["damping", "curvature_ema", "momentum"])
+def test_known_arrays_are_checked_and_unknown_values_are_not(argument):
+  with refused(argument):
+    mbf_optax.scale_by_mbf(**{argument: jnp.asarray(-1.0)})
+  jax.eval_shape(
+    lambda value: mbf_optax.scale_by_mbf(**{argument: value}).init(PARAMS), -1.0
+  )
+  mbf_optax.scale_by_mbf(damping=lambda count: 0.0 * count)  # a schedule is unknown
+
+
+def test_unknown_inverse():
+  with refused("inverse is 'lu'", "'sweep'", "'linalg'"):
+    mbf_optax.scale_by_mbf(inverse="lu")
+
+
+def test_unknown_dense():
+  with refused("dense='diagonal'", "'auto'", "'full'", "'shared'", "'low_rank'"):
+    mbf_optax.flax_partition(dense="diagonal")
+
+
+@pytest.mark.parametrize("argument", ["rank", "full_limit"])
+@pytest.mark.parametrize("value", [0, -2])
+def test_rank_and_limit_of_the_partition(argument, value):
+  with refused(f"{argument} is {value}", "at least 1"):
+    mbf_optax.flax_partition(**{argument: value})
+
+
+def test_rank_of_a_layer():
+  with refused("rank is 0", "at least 1"):
+    mbf_optax.Layer((0,), "low_rank", rank=0)
+
+
+def test_unknown_estimator_of_a_layer():
+  with refused("'diagonal'", "'full'", "'low_rank'", "'rms'"):
+    mbf_optax.Layer((0,), "diagonal")
+
+
+def test_layer_whose_axes_do_not_go_with_its_estimator():
+  with refused("'rms'", "element by element", "(0,)"):
+    mbf_optax.Layer((0,), "rms")
+  with refused("'full'", "block_axes"):
+    mbf_optax.Layer()
+
+
+def test_unknown_override():
+  with refused("'kernel'", "'diagonal'", "Layer", "'full'", "'rms'"):
+    mbf_optax.flax_partition(overrides=[("kernel", "diagonal")])
+
+
+def test_override_that_matches_nothing():
+  partition = mbf_optax.flax_partition(overrides=[("Dense_7", "shared")])
+  with refused("'Dense_7'", "matches no", "Dense_0/bias, Dense_0/kernel"):
+    mbf_optax.scale_by_mbf(partition=partition).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+  ("layer", "parts"),
+  [
+    (mbf_optax.Layer((2,)), ("(3, 2)", "(2,)", "-2 to 1")),
+    (mbf_optax.Layer((-3,)), ("(3, 2)", "(-3,)", "-2 to 1")),
+    (mbf_optax.Layer((0, 0)), ("(3, 2)", "(0, 0)", "distinct")),
+    (mbf_optax.Layer((0,), stack_axes=1), ("(3, 2)", "(0,)", "1 stacked")),
+    (mbf_optax.Layer((1,)), ("Dense_0/bias", "(2,)", "(3,)", "joins_bias=False")),
+  ],
+  ids=str,
+)
+def test_layer_that_does_not_fit(layer, parts):
+  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
+  with pytest.raises(ValueError, match="Dense_0/kernel") as caught:
+    mbf_optax.scale_by_mbf(partition=partition).init(PARAMS)
+  for part in parts:
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_conv_override_that_does_not_fit(shape):
+  partition = mbf_optax.flax_partition(overrides=[("kernel", "conv")])
+  with refused("Conv_0/kernel", str(shape), "'conv'", "spatial"):
+    mbf_optax.scale_by_mbf(partition=partition).init(
+      {"Conv_0": {"kernel": jnp.ones(shape)}}
+    )
+
+
+@pytest.mark.parametrize("factory", [mbf_optax.scale_by_mbf, mbf_optax.summarize])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
+def test_integer_parameters(factory, dtype):
+  params = {**PARAMS, "step": {"count": jnp.zeros(2, dtype)}}
+  with refused("step/count", jnp.dtype(dtype).name, "optax.masked"):
+    factory(params) if factory is mbf_optax.summarize else factory().init(params)
+
+
+def test_two_leaves_of_one_path():
+  with refused("same path", "rename"):
+    mbf_optax.scale_by_mbf().init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
+
+
+def dense(**changes):
+  return {"Dense_0": {**PARAMS["Dense_0"], **changes}}
+
+
+DIFFERENT = [
+  ({"Dense_0": {"kernel": jnp.ones((3, 2))}}, "Dense_0/bias", "only the parameters"),
+  (dense(scale=jnp.ones(2)), "Dense_0/scale", "only the gradients"),
+  ({"Dense_1": PARAMS["Dense_0"]}, "Dense_0/bias", "only the parameters"),
+  (dense(kernel=jnp.ones((2, 3))), "Dense_0/kernel", "(2, 3)", "(3, 2)"),
+  (dense(bias=jnp.ones(3)), "Dense_0/bias", "(3,)", "(2,)"),
+  (dense(bias=None), "Dense_0/bias", "only the parameters"),
+  (jnp.ones(3), "Dense_0/bias", "only the parameters"),
+]
+
+
+@pytest.mark.parametrize("case", DIFFERENT, ids=lambda case: " ".join(case[1:]))
+@pytest.mark.parametrize("name", ["mbf", "mbf_adam", "scale_by_mbf"])
+def test_gradients_that_differ_from_the_parameters(name, case):
+  gradients, *parts = case
+  rate = {} if name == "scale_by_mbf" else {"learning_rate": 0.1}
+  tx = getattr(mbf_optax, name)(**rate)
+  with refused(*parts):
+    tx.update(gradients, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("factory", [mbf_optax.mbf, mbf_optax.mbf_adam])
+@pytest.mark.parametrize("decay", [0.1, jnp.asarray(0.1)])
+def test_weight_decay_without_parameters(factory, decay):
+  tx = factory(0.1, weight_decay=decay)
+  state = tx.init(PARAMS)
+  with refused("weight decay", "params"):
+    jax.eval_shape(tx.update, PARAMS, state)
+
+
+def test_warm_start_without_gradients():
+  tx = mbf_optax.mbf(0.1)
+  with refused("warm_start", "empty", "at least one"):
+    mbf_optax.warm_start(tx, tx.init(PARAMS), PARAMS, [])
+
+
+def test_warm_start_without_mbf():
+  tx = optax.adam(0.1)
+  with refused("warm_start", "no MbfState", "tx.init(params)"):
+    mbf_optax.warm_start(tx, tx.init(PARAMS), PARAMS, [PARAMS])
+
+
+@pytest.mark.parametrize(
+  "second", [{"Dense_0": {"bias": jnp.ones(2)}}, dense(kernel=jnp.ones((2, 3)))]
+)
+def test_curvature_gradients_that_lack_a_leaf(second):
+  tx = mbf_optax.scale_by_mbf()
+  with refused("curvature_gradients", "'Dense_0/kernel'", "(3, 2)"):
+    tx.update(PARAMS, tx.init(PARAMS), curvature_gradients=second)
+
+
+def readings():
+  return list(mbf_optax.flax_partition()(PARAMS))
+
+
+def wrong_partitions():
+  (whole,) = readings()
+  elsewhere = whole._replace(path="Dense_9/kernel")
+  alone = mbf_optax.Reading("Dense_0/bias", None, (2,), mbf_optax.Layer((), "rms"))
+  return {
+    "twice": ([whole, whole], "'Dense_0/kernel'", "twice"),
+    "bias twice": ([whole, alone], "'Dense_0/bias'", "twice"),
+    "left out": ([whole._replace(bias_path=None)], "'Dense_0/bias'", "out", "rms"),
+    "nothing": ([], "'Dense_0/bias'", "out"),
+    "elsewhere": ([elsewhere], "'Dense_9/kernel'", "no leaf"),
+  }
+
+
+@pytest.mark.parametrize("case", wrong_partitions())
+def test_custom_partition_that_does_not_cover_the_parameters_once(case):
+  found, *parts = wrong_partitions()[case]
+  with refused(*parts):
+    mbf_optax.scale_by_mbf(partition=lambda params: found).init(PARAMS)
+
+
+# A gradient gone bad.
+
+SHAPES = {
+  "conv": {"kernel": (2, 2, 1, 2), "bias": (2,)},
+  "full": {"kernel": (3, 2), "bias": (2,)},
+  "low_rank": {"kernel": (4, 2)},
+  "norm": {"scale": (3,)},
+  "shared": {"kernel": (3, 2)},
+}
+PARTITION = mbf_optax.flax_partition(
+  rank=3, overrides=[("low_rank", "low_rank"), ("shared", "shared")]
+)
+STEPS = 6
+BAD_STEP = 2
+# An element of each leaf, the one that goes bad.
+PLACES = {
+  ("conv", "kernel"): (0, 1, 0, 1),
+  ("conv", "bias"): (1,),
+  ("full", "kernel"): (2, 1),
+  ("full", "bias"): (1,),
+  ("low_rank", "kernel"): (0, 1),
+  ("norm", "scale"): (1,),
+  ("shared", "kernel"): (1, 1),
+}
+
+
+def gradients_of(seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+    SHAPES,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+
+
+GRADIENTS = [gradients_of(seed) for seed in range(STEPS)]
+
+
+@functools.cache
+def plain():
+  tx = mbf_optax.scale_by_mbf(
+    damping=0.1,
+    curvature_update_period=1,
+    inverse_update_period=2,
+    partition=PARTITION,
+  )
+  return tx, jax.jit(tx.update)
+
+
+@functools.cache
+def drop_in():
+  tx = mbf_optax.mbf_adam(
+    0.1,
+    curvature_update_period=1,
+    inverse_update_period=1,
+    partition=PARTITION,
+  )
+  return tx, jax.jit(tx.update)
+
+
+def follow(transformation, gradients):
+  tx, update = transformation()
+  state = tx.init(gradients[0])
+  for gradient in gradients:
+    updates, state = update(gradient, state)
+    yield updates, state
+
+
+@functools.cache
+def clean_run():
+  return list(follow(plain, GRADIENTS))
+
+
+def broken(module, name, value):
+  """The gradients with one element replaced at the bad step."""
+  gradients = list(GRADIENTS)
+  leaf = gradients[BAD_STEP][module][name].at[PLACES[module, name]].set(value)
+  gradients[BAD_STEP] = {
+    **gradients[BAD_STEP],
+    module: {**gradients[BAD_STEP][module], name: leaf},
+  }
+  return gradients
+
+
+def blocks_of(module, name):
+  """Whether each element belongs to the mini-block of the element to be replaced."""
+  mask = jax.tree.map(lambda leaf: np.zeros(leaf.shape, bool), GRADIENTS[0])
+  place = PLACES[module, name]
+  if module == "norm" or (module, name) == ("conv", "bias"):
+    mask[module][name][place] = True
+  elif module == "conv":
+    mask[module][name][..., place[-1]] = True
+  else:
+    for leaf in mask[module].values():
+      leaf[..., place[-1]] = True
+  return mask
+
+
+def zeroed(tree, mask):
+  return jax.tree.map(lambda leaf, bad: jnp.where(bad, 0, leaf), tree, mask)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, 1e-30], ids=str)
+@pytest.mark.parametrize(("module", "name"), PLACES)
+def test_a_bad_gradient_passes(module, name, value):
+  """State and later updates are finite, the other blocks notice nothing."""
+  mask = blocks_of(module, name)
+  if module == "shared":  # one matrix for all blocks of the layer
+    mask[module] = jax.tree.map(np.ones_like, mask[module])
+  runs = zip(follow(plain, broken(module, name, value)), clean_run(), strict=True)
+  for step, ((updates, state), (clean, _)) in enumerate(runs):
+    chex.assert_tree_all_finite(state)
+    if step != BAD_STEP or np.isfinite(value):
+      chex.assert_tree_all_finite(updates)
+    chex.assert_trees_all_equal(zeroed(updates, mask), zeroed(clean, mask))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=str)
+@pytest.mark.parametrize(("module", "name"), PLACES)
+def test_a_bad_gradient_never_enters_the_statistics(module, name, value):
+  """They are those of a run in which the block's gradient was zero."""
+  *_, (_, state) = follow(plain, broken(module, name, value))
+  gradients = list(GRADIENTS)
+  gradients[BAD_STEP] = zeroed(gradients[BAD_STEP], blocks_of(module, name))
+  *_, (_, expected) = follow(plain, gradients)
+  chex.assert_trees_all_equal(state.curvature, expected.curvature)
+
+
+@pytest.mark.parametrize("step", [0, BAD_STEP])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e-30, 0.0], ids=str)
+def test_a_bad_gradient_everywhere(step, value):
+  """Also of the drop-in, with relative damping and Adam's length."""
+  gradients = list(GRADIENTS)
+  gradients[step] = jax.tree.map(lambda g: jnp.full_like(g, value), gradients[step])
+  for count, (updates, state) in enumerate(follow(plain, gradients)):
+    chex.assert_tree_all_finite(state)
+    if count != step or np.isfinite(value):
+      chex.assert_tree_all_finite(updates)
+  for updates, state in follow(drop_in, gradients):
+    chex.assert_tree_all_finite(state[0].direction)
+    if np.isfinite(value):  # Adam itself does not recover from the others
+      chex.assert_tree_all_finite(updates)
+
+
+def test_damping_that_falls_to_zero_keeps_the_last_good_inverse():
+  """The statistics of one gradient are singular without damping."""
+  tx = mbf_optax.scale_by_mbf(
+    damping=lambda count: jnp.where(count < 2, 0.1, 0.0),
+    momentum=0.0,
+    curvature_update_period=1,
+    inverse_update_period=1,
+    partition=PARTITION,
+  )
+  update = jax.jit(tx.update)
+  gradient = jax.tree.map(lambda g: jnp.zeros_like(g).at[0].set(2.0), GRADIENTS[0])
+  gradient["norm"]["scale"] = jnp.ones(3)
+  gradient["conv"]["bias"] = jnp.ones(2)
+  state = tx.init(gradient)
+  for count in range(5):
+    updates, state = update(gradient, state)
+    chex.assert_tree_all_finite((updates, state))
+    if count == 1:
+      good = state.curvature
+  for path in ("conv/kernel", "full/kernel", "low_rank/kernel", "shared/kernel"):
+    chex.assert_trees_all_equal(state.curvature[path].inverse, good[path].inverse)
+  kept = state.curvature["low_rank/kernel"].damping
+  chex.assert_trees_all_equal(kept, jnp.full_like(kept, 0.1))

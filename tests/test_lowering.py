@@ -1,0 +1,106 @@
+"""What is compiled: for which platforms, of which operations, and how much of it."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mbf_optax
+
+PLATFORMS = ["cpu", "cuda", "tpu"]
+SHAPES = {
+  "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
+  "full": {"kernel": (4, 3), "bias": (3,)},
+  "low_rank": {"kernel": (8, 3)},
+  "norm": {"scale": (4,)},
+  "wide": {"kernel": (40, 3), "bias": (3,)},
+}
+PARTITION = mbf_optax.flax_partition(rank=4, overrides=[("low_rank", "low_rank")])
+
+
+def structs(shapes):
+  return jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+
+
+def exported(tx, platforms):
+  params = structs(SHAPES)
+  state = jax.eval_shape(tx.init, params)
+  export = jax.export.export(jax.jit(tx.update), platforms=platforms)
+  return export(params, state, params)
+
+
+def custom_calls(text):
+  """The targets of the program's custom calls."""
+  return re.findall(r"stablehlo\.custom_call\W*@(\w+)", text)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: mbf_optax.mbf(0.1, partition=PARTITION),
+    lambda: mbf_optax.mbf_adam(0.1, partition=PARTITION),
+  ],
+  ids=["mbf", "mbf_adam"],
+)
+def test_update_lowers_everywhere_without_custom_calls(make):
+  program = exported(make(), PLATFORMS)
+  assert list(program.platforms) == PLATFORMS
+  text = program.mlir_module()
+  assert "stablehlo.while" in text  # the inverses are there
+  assert not custom_calls(text)
+
+
+def test_linalg_calls_lapack():
+  """The control: what would be found if it were there."""
+  tx = mbf_optax.mbf(0.1, partition=PARTITION, inverse="linalg")
+  calls = custom_calls(exported(tx, ["cpu"]).mlir_module())
+  assert any("lapack" in call for call in calls)
+
+
+def dense_layers(sizes):
+  return {f"Dense_{i}": {"kernel": (size, 3)} for i, size in enumerate(sizes)}
+
+
+def loops(sizes):
+  """Loops and inverses in the program of an update of dense layers."""
+  partition = mbf_optax.flax_partition()
+  tx = mbf_optax.scale_by_mbf(partition=partition)
+  params = structs(dense_layers(sizes))
+  state = jax.eval_shape(tx.init, params)
+  return jax.jit(tx.update).lower(params, state).as_text().count("stablehlo.while")
+
+
+@pytest.mark.parametrize("size", [6, 50])
+def test_program_follows_the_distinct_sizes_and_not_the_layers(size):
+  few, many = loops([size] * 3), loops([size] * 12)
+  assert many == few > 0
+  assert loops([size, 2 * size, 3 * size]) > few
+
+
+def test_forty_mixed_layers_compile_and_step():
+  """As many independent inverses as have hung a thread pool by way of LAPACK."""
+  rng = np.random.default_rng(0)
+  shapes = {
+    f"Conv_{i}": {"kernel": (3, 3, 16 + i % 14, 16 + (i + 1) % 14)} for i in range(20)
+  }
+  shapes |= {
+    f"Dense_{i}": {"kernel": (20 + 30 * i, 20), "bias": (20,)} for i in range(20)
+  }
+  assert len(shapes) == 40
+  params = jax.tree.map(
+    lambda struct: jnp.asarray(rng.normal(size=struct.shape), struct.dtype),
+    structs(shapes),
+  )
+  tx = mbf_optax.mbf(1e-3, curvature_update_period=1, inverse_update_period=1)
+  state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+  for _ in range(2):
+    updates, state = update(params, state, params)
+  chex.assert_tree_all_finite((updates, state))
+  chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
