@@ -51,8 +51,8 @@ def scale_by_mbf(
   relative_damping: bool = False,
   momentum: jax.typing.ArrayLike = 0.9,
   curvature_ema: jax.typing.ArrayLike = 0.9,
-  curvature_update_period: jax.typing.ArrayLike = 10,
-  inverse_update_period: jax.typing.ArrayLike = 100,
+  curvature_update_period: jax.typing.ArrayLike = 1,
+  inverse_update_period: jax.typing.ArrayLike = 2,
   partition: Partition | None = None,
   inverse: refresh.Method = "sweep",
 ) -> optax.GradientTransformationExtraArgs:
@@ -79,8 +79,10 @@ def scale_by_mbf(
     momentum: :math:`\mu`, in ``[0, 1)``.
     curvature_ema: :math:`\beta`, in ``[0, 1)``.
     curvature_update_period: :math:`T_1`, updates between statistics.
-    inverse_update_period: :math:`T_2`, updates between inverses. ``"low_rank"`` layers
-      refresh with their statistics.
+    inverse_update_period: :math:`T_2`, updates between inverses. A stale inverse
+      multiplies by :math:`1 / \lambda` whatever direction has appeared since; without
+      grafting or a warm start, keep it small. ``"low_rank"`` layers refresh with their
+      statistics.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for
       ``jnp.linalg.inv``, whose batched calls some jaxlib releases never return from
