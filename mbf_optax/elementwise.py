@@ -55,4 +55,5 @@ def precondition(
   else:
     level = damping(over_layer(corrected[0], reading))
     divisor = corrected + beside(level, corrected[0])[None]
+  divisor = jnp.where(divisor > 0, divisor, jnp.inf)  # no gradient yet, no damping
   return momentum / divisor.astype(momentum.dtype)

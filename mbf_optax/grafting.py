@@ -36,7 +36,8 @@ def graft(
 
   Args:
     direction: transformation that gives the direction, :func:`scale_by_mbf` say.
-    magnitude: transformation that gives the length, ``optax.scale_by_adam()`` say.
+    magnitude: transformation that gives the length, ``optax.scale_by_adam()`` say. Like
+      the direction it must not have flipped the gradient's sign yet.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
 
   Returns:
@@ -45,7 +46,7 @@ def graft(
 
   Examples:
     >>> import jax.numpy as jnp, optax, mbf_optax
-    >>> tx = mbf_optax.graft(optax.identity(), optax.sgd(0.1))
+    >>> tx = mbf_optax.graft(optax.identity(), optax.scale(0.1))
     >>> params = {"Dense_0": {"kernel": jnp.ones((2, 2))}}
     >>> updates, _ = tx.update(params, tx.init(params))
     >>> print(updates["Dense_0"]["kernel"])

@@ -22,9 +22,12 @@ def panel_width(n: int) -> int:
 
 
 def padded_order(n: int) -> int:
-  """``n`` rounded up to a whole number of panels."""
-  width = panel_width(n)
-  return -(-n // width) * width
+  """Order to which matrices of order ``n`` are padded, whole panels.
+
+  It is coarser than a panel, so that fewer distinct orders have to be compiled.
+  """
+  step = 8 if n <= 32 else 32 if n <= 128 else 64
+  return -(-n // step) * step
 
 
 def pad(matrices: jax.Array, order: int) -> jax.Array:
