@@ -135,7 +135,7 @@ def test_relative_damping(dtype, periods):
   check(dtype, periods, relative=True)
 
 
-@pytest.mark.parametrize("periods", [(1, 1), (2, 6)], ids=str)
+@pytest.mark.parametrize("periods", PERIODS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_mbf_true_with_damping_schedule(dtype, periods):
   check(dtype, periods, true_fisher=True, scheduled=True)
