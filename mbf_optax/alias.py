@@ -109,7 +109,7 @@ def mbf_adam(
   Args:
     learning_rate: as for Adam, a number or a schedule of it.
     damping: relative damping, a multiple of each layer's mean squared gradient; has no
-      unit and needs no tuning: anything from 0.01 to 1 is close.
+      unit and rarely needs tuning.
     b1: Adam's first decay, and the decay of MBF's momentum; in ``[0, 1)``.
     b2: Adam's second decay, in ``[0, 1)``.
     eps: Adam's epsilon.
