@@ -1,0 +1,41 @@
+"""What an experiment is given, and what it gives back."""
+
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+Scale = Literal["quick", "cpu", "paper"]
+
+
+class Options(NamedTuple):
+  """How to run an experiment.
+
+  Attributes:
+    scale: ``"cpu"`` finishes within 30 minutes on two cores, ``"paper"`` is the paper's
+      own setting, ``"quick"`` takes a few steps to see that everything runs.
+    data_dir: folder of tensorflow-datasets; ``None`` is its own default.
+    extra_data: folder of ``faces_like.npz``, ``cora.npz`` and ``tinyshakespeare.txt``.
+    work: folder for caches and checkpoints.
+    resume: whether to continue from the checkpoints there.
+  """
+
+  scale: Scale = "cpu"
+  data_dir: str | None = None
+  extra_data: pathlib.Path | None = None
+  work: pathlib.Path = pathlib.Path("results/paper")
+  resume: bool = False
+
+
+class Report(NamedTuple):
+  """What an experiment found.
+
+  Attributes:
+    text: tables and facts in Markdown, without a title.
+    record: the same numbers, and the curves, as plain JSON.
+    figures: pictures by name.
+  """
+
+  text: str
+  record: dict[str, Any]
+  figures: dict[str, Figure]
