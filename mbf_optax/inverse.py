@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_BORDER = 8
 
 
 def panel_width(n: int) -> int:
   """Columns that the block sweep eliminates at a time for order ``n``."""
-  for limit, width in ((32, 8), (128, 16), (1024, 32)):
+  for limit, width in ((32, 8), (320, 16), (1536, 32)):
     if n <= limit:
       return width
   return 64
@@ -24,10 +25,14 @@ def panel_width(n: int) -> int:
 def padded_order(n: int) -> int:
   """Order to which matrices of order ``n`` are padded, whole panels.
 
-  It is coarser than a panel, so that fewer distinct orders have to be compiled.
+  It is coarser than a panel, so that fewer distinct orders have to be compiled. Eight
+  more than a whole number of steps are an order too: layers of 256 or 1024 inputs have
+  blocks of 257 or 1025 elements, and work grows with the cube of the order.
   """
   step = 8 if n <= 32 else 32 if n <= 128 else 64
-  return -(-n // step) * step
+  whole = -(-n // step) * step
+  border = whole - step + _BORDER
+  return border if n <= border else whole
 
 
 def pad(matrices: jax.Array, order: int) -> jax.Array:
@@ -67,25 +72,36 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   """
   n = matrices.shape[-1]
   width, order = panel_width(n), padded_order(n)
-  batch = matrices.shape[:-2]
-  start = (0,) * len(batch)
-
-  def sweep(step: jax.Array, swept: jax.Array) -> jax.Array:
-    offset = step * width
-    columns = jax.lax.dynamic_slice(swept, (*start, 0, offset), (*batch, order, width))
-    pivot = jax.lax.dynamic_slice(columns, (*start, offset, 0), (*batch, width, width))
-    factor = _inverse_cholesky(pivot)
-    scaled = jnp.matmul(columns, factor.mT, precision=_HIGHEST)
-    swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)
-    panel = jnp.matmul(scaled, factor, precision=_HIGHEST)
-    panel = jax.lax.dynamic_update_slice(
-      panel, -jnp.matmul(factor.mT, factor, precision=_HIGHEST), (*start, offset, 0)
-    )
-    swept = jax.lax.dynamic_update_slice(swept, panel, (*start, 0, offset))
-    return jax.lax.dynamic_update_slice(swept, panel.mT, (*start, offset, 0))
-
-  swept = jax.lax.fori_loop(0, order // width, sweep, pad(matrices, order))
+  border = order % width
+  swept = pad(matrices, order)
+  if border:
+    swept = _sweep_panel(swept, 0, border)
+  swept = jax.lax.fori_loop(
+    0,
+    order // width,
+    lambda step, swept: _sweep_panel(swept, border + step * width, width),
+    swept,
+  )
   return -swept[..., :n, :n]
+
+
+def _sweep_panel(
+  swept: jax.Array, offset: jax.typing.ArrayLike, width: int
+) -> jax.Array:
+  """Sweeps the ``width`` columns of ``(..., n, n)`` from ``offset`` on."""
+  batch, order = swept.shape[:-2], swept.shape[-1]
+  start = (0,) * len(batch)
+  columns = jax.lax.dynamic_slice(swept, (*start, 0, offset), (*batch, order, width))
+  pivot = jax.lax.dynamic_slice(columns, (*start, offset, 0), (*batch, width, width))
+  factor = _inverse_cholesky(pivot)
+  scaled = jnp.matmul(columns, factor.mT, precision=_HIGHEST)
+  swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)
+  panel = jnp.matmul(scaled, factor, precision=_HIGHEST)
+  panel = jax.lax.dynamic_update_slice(
+    panel, -jnp.matmul(factor.mT, factor, precision=_HIGHEST), (*start, offset, 0)
+  )
+  swept = jax.lax.dynamic_update_slice(swept, panel, (*start, 0, offset))
+  return jax.lax.dynamic_update_slice(swept, panel.mT, (*start, offset, 0))
 
 
 def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
