@@ -26,6 +26,7 @@ def mbf(
   weight_decay_mask: WeightDecayMask = None,
   partition: Partition | None = None,
   inverse: Method = "sweep",
+  inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""The Mini-Block Fisher method, as the paper gives it.
 
@@ -47,6 +48,7 @@ def mbf(
       parameters decay.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf`.
+    inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -80,6 +82,7 @@ def mbf(
       inverse_update_period=inverse_update_period,
       partition=partition,
       inverse=inverse,
+      inverse_dtype=inverse_dtype,
     ),
     _decoupled_weight_decay(weight_decay, weight_decay_mask),
     optax.scale_by_learning_rate(learning_rate),
@@ -99,6 +102,7 @@ def mbf_adam(
   weight_decay_mask: WeightDecayMask = None,
   partition: Partition | None = None,
   inverse: Method = "sweep",
+  inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """MBF's direction at Adam's length: the drop-in for ``optax.adam`` and ``adamw``.
 
@@ -121,6 +125,7 @@ def mbf_adam(
       parameters decay.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf`.
+    inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -158,6 +163,7 @@ def mbf_adam(
     inverse_update_period=inverse_update_period,
     partition=partition,
     inverse=inverse,
+    inverse_dtype=inverse_dtype,
   )
   return optax.chain(
     graft(direction, optax.scale_by_adam(b1=b1, b2=b2, eps=eps), partition),

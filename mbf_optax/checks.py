@@ -52,6 +52,15 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
     )
 
 
+def floating(name: str, dtype: Any) -> None:
+  """Raises a ``ValueError`` for a dtype other than ``None`` or a real floating one."""
+  if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+    raise ValueError(
+      f"mbf_optax: {name} is {dtype}; use a floating dtype such as 'bfloat16', or None"
+      " for that of the statistics."
+    )
+
+
 def readings(partition: Partition, params: Any) -> Sequence[Reading]:
   """The readings of parameters, checked to be floating and to be covered once.
 

@@ -40,11 +40,13 @@ class Curvature:
     damping: a number or a schedule.
     relative_damping: whether it multiplies a layer's mean diagonal.
     method: how matrices are inverted.
+    inverse_dtype: in which inverses are kept; ``None`` is that of the statistics.
   """
 
   damping: optax.ScalarOrSchedule
   relative_damping: bool
   method: refresh.Method
+  inverse_dtype: jax.typing.DTypeLike | None = None
 
   def init(self, readings: Sequence[Reading], leaves: tree.Leaves) -> Layers:
     """States before the first gradient."""
@@ -54,7 +56,8 @@ class Curvature:
       if reading.layer.elementwise:
         layers[reading.path] = elementwise.init(reading, dtype)
       else:
-        layers[reading.path] = estimator_of(reading).init(reading, dtype)
+        state = estimator_of(reading).init(reading, dtype)
+        layers[reading.path] = self._stored(state)
     return layers
 
   def accumulate(
@@ -98,12 +101,13 @@ class Curvature:
       correction = weight.astype(_dtype(state))
       estimator = estimator_of(reading)
       systems.append(estimator.system(reading, state, correction, level))
-    previous = [layers[reading.path].inverse for reading in readings]
+    previous = [_computed(layers[reading.path]).inverse for reading in readings]
     inverses = refresh.invert(systems, previous, self.method)
     layers = dict(layers)
     for reading, system, new in zip(readings, systems, inverses, strict=True):
       state = layers[reading.path]
-      layers[reading.path] = estimator_of(reading).with_inverse(state, system, new)
+      state = estimator_of(reading).with_inverse(state, system, new)
+      layers[reading.path] = self._stored(state)
     return layers
 
   def precondition(
@@ -124,9 +128,16 @@ class Curvature:
         correction = weight.astype(_dtype(state))
         blocks = elementwise.precondition(reading, state, blocks, correction, level)
       else:
+        state = _computed(state)
         blocks = estimator_of(reading).precondition(reading, state, blocks)
       directions |= from_blocks(reading, blocks)
     return directions
+
+  def _stored(self, state: Any) -> Any:
+    """A layer of blocks with its inverse in the dtype that it is kept in."""
+    if self.inverse_dtype is None:
+      return state
+    return state._replace(inverse=state.inverse.astype(self.inverse_dtype))
 
   def _level(self, count: jax.Array, dtype: jax.typing.DTypeLike) -> Damping:
     value = self.damping(count) if callable(self.damping) else self.damping
@@ -140,3 +151,8 @@ class Curvature:
 
 def _dtype(state: Any) -> jnp.dtype:
   return jax.tree.leaves(state)[0].dtype
+
+
+def _computed(state: Any) -> Any:
+  """A layer of blocks with its inverse in the dtype of its statistics."""
+  return state._replace(inverse=state.inverse.astype(_dtype(state)))

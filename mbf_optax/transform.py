@@ -55,6 +55,7 @@ def scale_by_mbf(
   inverse_update_period: jax.typing.ArrayLike = 2,
   partition: Partition | None = None,
   inverse: refresh.Method = "sweep",
+  inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
 
@@ -87,6 +88,8 @@ def scale_by_mbf(
     inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for
       ``jnp.linalg.inv``, whose batched calls some jaxlib releases never return from
       on a CPU.
+    inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
+      wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
@@ -117,8 +120,9 @@ def scale_by_mbf(
   checks.period("curvature_update_period", curvature_update_period)
   checks.period("inverse_update_period", inverse_update_period)
   checks.choice("inverse", inverse, ("sweep", "linalg"))
+  checks.floating("inverse_dtype", inverse_dtype)
   partition = flax_partition() if partition is None else partition
-  curvature = Curvature(damping, relative_damping, inverse)
+  curvature = Curvature(damping, relative_damping, inverse, inverse_dtype)
 
   def init(params: optax.Params) -> MbfState:
     readings = checks.readings(partition, params)
