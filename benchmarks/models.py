@@ -64,6 +64,20 @@ class ResNet(nn.Module):
     return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
+class PlainConvnet(nn.Module):
+  """Four convolutions of one width and kernel size."""
+
+  channels: int
+  kernel: int
+  classes: int = 10
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for _ in range(4):
+      x = nn.relu(nn.Conv(self.channels, (self.kernel, self.kernel))(x))
+    return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
 VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 

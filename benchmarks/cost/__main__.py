@@ -6,16 +6,14 @@ python -m benchmarks.cost --problems autoencoder resnet32 --optimizers mbf mbf_a
 import argparse
 import json
 import pathlib
-import platform
-from importlib import metadata
 
-import jax
 import matplotlib
 from tqdm import tqdm
 
 from benchmarks.cost.measure import Cost, measure
 from benchmarks.cost.optimizers import OPTIMIZERS
 from benchmarks.cost.problems import PROBLEMS
+from benchmarks.cost.report import environment, table
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -29,10 +27,13 @@ def main() -> None:
   names = ["adam", *(name for name in options.optimizers if name != "adam")]
   results: Results = {}
   for problem in tqdm(options.problems, desc="problems"):
-    results[problem] = measure(PROBLEMS[problem](), names, options.rounds)
-    tqdm.write(_table(problem, results[problem]))
+    optimizers = {name: OPTIMIZERS[name] for name in names}
+    results[problem] = measure(PROBLEMS[problem](), optimizers, options.rounds)
+    tqdm.write(table(problem, results[problem]))
   options.out.mkdir(parents=True, exist_ok=True)
-  (options.out / "cost.json").write_text(json.dumps(_report(results), indent=2))
+  (options.out / "cost.json").write_text(
+    json.dumps(environment() | {"costs": _plain(results)}, indent=2)
+  )
   _draw(results, options.out / "cost.png")
   print(f"wrote {options.out}/cost.json and {options.out}/cost.png")
 
@@ -48,29 +49,10 @@ def _options() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def _table(problem: str, costs: dict[str, Cost]) -> str:
-  adam = costs["adam"]
-  lines = [
-    f"\n{problem}: adam {1e3 * adam.mean:.1f} ms a step",
-    "optimizer     step/adam  worst/adam  compile/adam  state MB  temporary MB",
-  ]
-  for name, cost in costs.items():
-    lines.append(
-      f"{name:12s}  {cost.mean / adam.mean:9.2f}  {cost.worst / adam.mean:10.2f}"
-      f"  {cost.compile_update / adam.compile_update:12.1f}"
-      f"  {cost.state_bytes / 1e6:8.1f}  {cost.temporary_bytes / 1e6:12.1f}"
-    )
-  return "\n".join(lines)
-
-
-def _report(results: Results) -> dict:
+def _plain(results: Results) -> dict:
   return {
-    "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "optax")},
-    "python": platform.python_version(),
-    "device": jax.devices()[0].device_kind,
-    "costs": {
-      p: {n: c._asdict() for n, c in costs.items()} for p, costs in results.items()
-    },
+    problem: {name: cost._asdict() for name, cost in costs.items()}
+    for problem, costs in results.items()
   }
 
 

@@ -6,14 +6,13 @@ setting the step counter, and the mean over a whole period is their weighted sum
 """
 
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cost.optimizers import OPTIMIZERS, Timed
+from benchmarks.cost.optimizers import Factory, Timed
 from benchmarks.cost.problems import Problem, training_step
 from mbf_optax import MbfState
 
@@ -36,9 +35,11 @@ class Cost(NamedTuple):
   temporary_bytes: int
 
 
-def measure(problem: Problem, names: Sequence[str], rounds: int) -> dict[str, Cost]:
-  """Costs of the named optimizers, timed in turn for ``rounds`` rounds."""
-  runs = {name: _Run(problem, OPTIMIZERS[name]()) for name in names}
+def measure(
+  problem: Problem, optimizers: dict[str, Factory], rounds: int
+) -> dict[str, Cost]:
+  """Costs of the optimizers, timed in turn for ``rounds`` rounds."""
+  runs = {name: _Run(problem, build()) for name, build in optimizers.items()}
   for _ in range(rounds):
     for run in runs.values():
       run.time_each_kind()

@@ -35,7 +35,14 @@ def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> 
   return Timed(tx, statistics, inverse)
 
 
-OPTIMIZERS: dict[str, Callable[[], Timed]] = {
+def low_rank(rank: int) -> Timed:
+  """MBF whose dense layers keep the last ``rank`` gradients."""
+  return _mbf(1, 1, "low_rank", rank)
+
+
+Factory = Callable[[], Timed]
+
+OPTIMIZERS: dict[str, Factory] = {
   "adam": lambda: Timed(optax.adam(_RATE)),
   "sgd": lambda: Timed(optax.sgd(_RATE)),
   "muon": lambda: Timed(optax.contrib.muon(_RATE)),
@@ -44,6 +51,6 @@ OPTIMIZERS: dict[str, Callable[[], Timed]] = {
   "mbf(1,5)": lambda: _mbf(1, 5),
   "mbf(1,20)": lambda: _mbf(1, 20),
   "mbf(10,100)": lambda: _mbf(10, 100),
-  "low_rank": lambda: _mbf(1, 1, "low_rank"),
+  "low_rank": lambda: low_rank(16),
   "mbf_adam": lambda: Timed(mbf_optax.mbf_adam(_RATE), 10, 100),
 }
