@@ -1,5 +1,6 @@
 """Parameter trees with every kind of layer, for the library and for the oracle."""
 
+import jax
 import numpy as np
 
 import mbf_optax
@@ -67,6 +68,22 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
     return {k: build(f"{prefix}/{k}" if prefix else k, c) for k, c in node.items()}
 
   return build("", SHAPES)
+
+
+def flat(tree: dict) -> dict:
+  """The leaves of such a tree by path: the inverse of `nested`."""
+  pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {"/".join(entry.key for entry in path): leaf for path, leaf in pairs}
+
+
+def joined() -> list[tuple[str, ...]]:
+  """Names of the leaves whose elements share mini-blocks, for every layer."""
+  names = []
+  for layer in oracle_layers():
+    leaves = [name for name in (layer.kernel, layer.bias) if name]
+    apart = layer.kind in ("conv", "elementwise")
+    names += [(name,) for name in leaves] if apart else [tuple(leaves)]
+  return names
 
 
 def oracle_layers() -> list[reference.Layer]:
