@@ -1,0 +1,34 @@
+"""The optimizers that MBF is compared with, those of the paper and later ones.
+
+Every hyperparameter but an update period may be a traced value, so a whole training can
+be mapped over a grid under one ``jit``. States are arrays only.
+"""
+
+from benchmarks.baselines.bdf import bdf, scale_by_bdf
+from benchmarks.baselines.grafted import (
+  kfac_adam,
+  momentum_adam,
+  on_adam,
+  shampoo_adam,
+  soap_adam,
+)
+from benchmarks.baselines.kfac import capture, kfac, scale_by_kfac
+from benchmarks.baselines.shampoo import scale_by_shampoo, shampoo
+from benchmarks.baselines.soap import scale_by_soap, soap
+
+__all__ = [
+  "bdf",
+  "capture",
+  "kfac",
+  "kfac_adam",
+  "momentum_adam",
+  "on_adam",
+  "scale_by_bdf",
+  "scale_by_kfac",
+  "scale_by_shampoo",
+  "scale_by_soap",
+  "shampoo",
+  "shampoo_adam",
+  "soap",
+  "soap_adam",
+]

@@ -1,0 +1,231 @@
+"""KFAC for dense and convolution layers, as the paper runs it (appendix 11.1.4).
+
+:func:`capture` collects the Kronecker factors, :func:`scale_by_kfac` preconditions:
+
+    captured = kfac.capture(loss, params, batch)
+    updates, state = tx.update(
+      captured.gradients, state, params, factors=captured.factors
+    )
+
+With the data's labels in the loss the factors are those of the *empirical* Fisher
+matrix, at the price of no second pass, and this is what the lines above do. The paper's
+own KFAC draws labels from the model: take ``factors`` from a second :func:`capture` of
+the loss at sampled labels.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.baselines import common
+from benchmarks.baselines.kfac_capture import Captured, Factors, capture
+from mbf_optax import checks, tree
+from mbf_optax.inverse import spd_inverse
+
+__all__ = ["Captured", "Factors", "KfacState", "capture", "kfac", "scale_by_kfac"]
+
+Split = Literal["equal", "trace"]
+
+
+class KfacState(NamedTuple):
+  """State of :func:`scale_by_kfac`.
+
+  Attributes:
+    count: ``()`` int32, number of updates made.
+    weight: ``()``, total weight of the moving averages, the bias correction.
+    momentum: heavy-ball momentum, like the parameters.
+    factors: moving averages of the Kronecker factors, by the layer's path.
+    inverses: the damped factors' inverses, by the layer's path.
+  """
+
+  count: jax.Array  # type: ignore[assignment]
+  weight: jax.Array
+  momentum: optax.Params
+  factors: dict[str, Factors]
+  inverses: dict[str, Factors]
+
+
+def scale_by_kfac(
+  damping: jax.typing.ArrayLike = 0.03,
+  split: Split = "equal",
+  momentum: jax.typing.ArrayLike = 0.9,
+  factor_ema: jax.typing.ArrayLike = 0.9,
+  factor_update_period: jax.typing.ArrayLike = 1,
+  inverse_update_period: jax.typing.ArrayLike = 20,
+  layers: Sequence[str] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Scales layers by the inverse of their Kronecker-factored Fisher matrix.
+
+  With a layer's kernel and bias as one matrix :math:`W` of inputs by outputs,
+
+  .. math::
+    m &\leftarrow \mu m + \nabla W \\
+    A, G &\leftarrow \beta A + (1 - \beta) \hat A, \ \beta G + (1 - \beta) \hat G
+      \quad\text{every } T_1 \text{ updates} \\
+    d &= (A / c + \pi \sqrt\lambda I)^{-1} \, m \,
+      (G / c + \pi^{-1} \sqrt\lambda I)^{-1}
+
+  with inverses renewed every :math:`T_2` updates and :math:`c` correcting the averages
+  for their start at zero. All other parameters (norms, embeddings) move along the
+  momentum, as in the paper.
+
+  Args:
+    damping: :math:`\lambda`.
+    split: ``"equal"``, the paper's :math:`\pi = 1`, or ``"trace"``, Martens and
+      Grosse's :math:`\pi^2`: the ratio of the mean diagonals of ``A`` and ``G``.
+    momentum: :math:`\mu`.
+    factor_ema: :math:`\beta`.
+    factor_update_period: :math:`T_1`.
+    inverse_update_period: :math:`T_2`.
+    layers: paths of the layers that have factors; ``None`` is every module with a
+      ``kernel`` of rank 2 or 4, dense layers and convolutions of images.
+
+  Returns:
+    The transformation; its update needs the argument ``factors``, the
+    ``Captured.factors`` of :func:`capture`.
+
+  References:
+    Bahamou, Goldfarb and Ren, 2023, appendix 11.1.4; Martens and Grosse, 2015,
+    section 6.3 for the split.
+  """
+  checks.choice("split", split, ("equal", "trace"))
+
+  def init(params: optax.Params) -> KfacState:
+    leaves = tree.flatten(common.zeros(params))
+    eyes = {path: _identity(path, leaves) for path in _layers(leaves, layers)}
+    return KfacState(
+      count=jnp.zeros((), jnp.int32),
+      weight=jnp.zeros(()),
+      momentum=common.zeros(params),
+      factors=jax.tree.map(jnp.zeros_like, eyes),
+      inverses=eyes,
+    )
+
+  def update(
+    updates: optax.Updates,
+    state: KfacState,
+    params: optax.Params | None = None,
+    *,
+    factors: dict[str, Factors],
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, KfacState]:
+    del params, extra_args
+    missing = state.factors.keys() - factors.keys()
+    if missing:
+      raise ValueError(
+        f"No factors for the layers {sorted(missing)}; name the layers that have them"
+        " in `layers`."
+      )
+    velocity = common.heavy_ball(momentum, state.momentum, updates)
+
+    def accumulate(averages: tuple) -> tuple:
+      weight, old = averages
+      new = {path: factors[path] for path in old}
+      weight = common.average(factor_ema, weight, jnp.ones_like(weight))
+      return weight, jax.tree.map(partial(common.average, factor_ema), old, new)
+
+    def invert(inverses: dict[str, Factors]) -> dict[str, Factors]:
+      damped = {p: _damped(f, weight, damping, split) for p, f in averages.items()}
+      systems, structure = jax.tree.flatten(damped)
+      new = jax.tree.unflatten(structure, common.by_shape(spd_inverse, systems))
+      return jax.tree.map(common.keep_finite, new, inverses)
+
+    weight, averages = common.every(
+      factor_update_period, state.count, accumulate, (state.weight, state.factors)
+    )
+    inverses = common.every(inverse_update_period, state.count, invert, state.inverses)
+    directions = tree.flatten(velocity)
+    for path, inverse in inverses.items():
+      directions |= _precondition(path, directions, inverse)
+    count = optax.safe_increment(state.count)
+    return common.like(updates, directions), KfacState(
+      count, weight, velocity, averages, inverses
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def kfac(
+  learning_rate: optax.ScalarOrSchedule,
+  damping: jax.typing.ArrayLike = 0.03,
+  split: Split = "equal",
+  momentum: jax.typing.ArrayLike = 0.9,
+  factor_ema: jax.typing.ArrayLike = 0.9,
+  factor_update_period: jax.typing.ArrayLike = 1,
+  inverse_update_period: jax.typing.ArrayLike = 20,
+  weight_decay: jax.typing.ArrayLike = 0.0,
+  layers: Sequence[str] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """KFAC with decoupled weight decay, see :func:`scale_by_kfac`."""
+  direction = scale_by_kfac(
+    damping,
+    split,
+    momentum,
+    factor_ema,
+    factor_update_period,
+    inverse_update_period,
+    layers,
+  )
+  return common.descend(direction, learning_rate, weight_decay)
+
+
+def _layers(leaves: tree.Leaves, layers: Sequence[str] | None) -> list[str]:
+  if layers is not None:
+    return list(layers)
+  return [
+    path.removesuffix("kernel").removesuffix("/")
+    for path, leaf in leaves.items()
+    if path.split("/")[-1] == "kernel" and leaf.ndim in (2, 4)
+  ]
+
+
+def _names(layer: str, leaves: tree.Leaves) -> list[str]:
+  """Paths of the layer's kernel and, if there is one, of its bias."""
+  prefix = f"{layer}/" if layer else ""
+  return [p for p in (f"{prefix}kernel", f"{prefix}bias") if p in leaves]
+
+
+def _matrix(layer: str, leaves: tree.Leaves) -> jax.Array:
+  """The layer's kernel and bias as ``(inputs, outputs)``, the bias a last input."""
+  rows = [leaves[path] for path in _names(layer, leaves)]
+  return jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
+
+
+def _identity(layer: str, leaves: tree.Leaves) -> Factors:
+  matrix = _matrix(layer, leaves)
+  return Factors(*(jnp.eye(n, dtype=matrix.dtype) for n in matrix.shape))
+
+
+def _damped(
+  factors: Factors, weight: jax.Array, damping: jax.typing.ArrayLike, split: Split
+) -> Factors:
+  """Both factors with their share of the damping."""
+  inputs, outputs = (common.corrected(factor, weight) for factor in factors)
+  root = jnp.sqrt(jnp.asarray(damping, inputs.dtype))
+  if split == "equal":
+    return Factors(common.damped(inputs, root), common.damped(outputs, root))
+  tiny = jnp.finfo(inputs.dtype).tiny
+  ratio = (_mean_diagonal(inputs) + tiny) / (_mean_diagonal(outputs) + tiny)
+  pi = jnp.sqrt(ratio)
+  return Factors(common.damped(inputs, pi * root), common.damped(outputs, root / pi))
+
+
+def _mean_diagonal(matrix: jax.Array) -> jax.Array:
+  return jnp.trace(matrix) / len(matrix)
+
+
+def _precondition(layer: str, leaves: tree.Leaves, inverse: Factors) -> tree.Leaves:
+  """The layer's leaves of ``A^(-1) W G^(-1)``."""
+  matrix = _matrix(layer, leaves)
+  matrix = jnp.matmul(inverse.inputs, matrix, precision=common.HIGHEST)
+  matrix = jnp.matmul(matrix, inverse.outputs, precision=common.HIGHEST)
+  kernel, *bias = _names(layer, leaves)
+  rows = leaves[kernel].size // matrix.shape[-1]
+  found = {kernel: matrix[:rows].reshape(leaves[kernel].shape)}
+  for path in bias:
+    found[path] = matrix[rows]
+  return found

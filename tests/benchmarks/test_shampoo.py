@@ -1,0 +1,65 @@
+"""Shampoo against loops and eigendecompositions in float64 NumPy."""
+
+import numpy as np
+import pytest
+
+from benchmarks.baselines import scale_by_shampoo, shampoo
+from tests.benchmarks.common import random_gradients, run
+
+SHAPES = {
+  "bias": (3,),
+  "conv": (2, 2, 3, 4),
+  "dense": (4, 3),
+  "number": (),
+  "stack": (2, 3, 4),
+}
+GRADIENTS = random_gradients(SHAPES, 6)
+DAMPING, MOMENTUM, EMA = 0.01, 0.8, 0.7
+
+
+def reference(gradients, statistics_period, inverse_period):
+  """The directions of one array, axis by axis, from explicit unfoldings."""
+  rank = gradients[0].ndim
+  momentum = np.zeros_like(gradients[0])
+  statistics = [np.zeros((n, n)) for n in gradients[0].shape]
+  entries = 0
+  for step, gradient in enumerate(gradients):
+    momentum = MOMENTUM * momentum + gradient
+    if step % statistics_period == 0:
+      entries += 1
+      for axis in range(rank):
+        slices = [gradient.take(i, axis).ravel() for i in range(gradient.shape[axis])]
+        second = np.array([[a @ b for b in slices] for a in slices])
+        statistics[axis] = EMA * statistics[axis] + (1 - EMA) * second
+    if step % inverse_period == 0:
+      roots = []
+      for matrix in statistics:
+        values, vectors = np.linalg.eigh(matrix / (1 - EMA**entries))
+        roots.append((vectors * (values + DAMPING) ** (-0.5 / rank)) @ vectors.T)
+    direction = momentum
+    for axis in range(rank):
+      direction = np.apply_along_axis(lambda v, r=roots[axis]: r @ v, axis, direction)
+    yield direction
+
+
+@pytest.mark.parametrize("periods", [(1, 1), (2, 3)])
+def test_follows_numpy(periods):
+  tx = scale_by_shampoo(DAMPING, MOMENTUM, EMA, *periods)
+  found, _ = run(tx, GRADIENTS)
+  for name in SHAPES:
+    gradients = [np.float64(gradient[name]) for gradient in GRADIENTS]
+    for updates, expected in zip(found, reference(gradients, *periods), strict=True):
+      np.testing.assert_allclose(updates[name], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_learning_rate_and_weight_decay():
+  params, settings = GRADIENTS[1], {"damping": 0.1, "inverse_update_period": 1}
+  direction, tx = (
+    scale_by_shampoo(**settings),
+    shampoo(0.5, weight_decay=0.2, **settings),
+  )
+  along, _ = direction.update(GRADIENTS[0], direction.init(params), params)
+  updates, _ = tx.update(GRADIENTS[0], tx.init(params), params)
+  for name in SHAPES:
+    expected = -0.5 * (np.float64(along[name]) + 0.2 * np.float64(params[name]))
+    np.testing.assert_allclose(updates[name], expected, rtol=1e-5, atol=1e-6)
