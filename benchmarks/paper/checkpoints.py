@@ -1,0 +1,45 @@
+"""Checkpoints of trainings, so that an experiment resumes after a kill."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoint:
+  """The latest state of one training.
+
+  Attributes:
+    folder: where it is kept.
+    resume: whether to restore what is there; otherwise it is overwritten.
+    interval: seconds that pass at least between two savings; the last step is always
+      saved.
+  """
+
+  def __init__(self, folder: pathlib.Path, resume: bool, interval: float = 60):
+    self.folder, self.resume, self.interval = folder.resolve(), resume, interval
+    self._manager = ocp.CheckpointManager(
+      self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=1)
+    )
+    self._saved = time.monotonic()
+    if not resume:
+      for step in self._manager.all_steps():
+        self._manager.delete(step)
+
+  def restore(self, fresh: Any) -> tuple[int, Any]:
+    """The steps done and the state after them, or 0 and ``fresh``."""
+    step = self._manager.latest_step()
+    if step is None:
+      return 0, fresh
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
+    return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+  def save(self, step: int, state: Any, last: bool) -> None:
+    """Saves unless it did so recently; returns when the files are complete."""
+    if not last and time.monotonic() - self._saved < self.interval:
+      return
+    self._manager.save(step, args=ocp.args.StandardSave(state))
+    self._manager.wait_until_finished()
+    self._saved = time.monotonic()

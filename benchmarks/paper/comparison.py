@@ -1,0 +1,222 @@
+"""Searches every optimizer's setting, trains with the best from fresh seeds, times it."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.figure
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.paper import report
+from benchmarks.paper.checkpoints import Checkpoint
+from benchmarks.paper.experiment import Options
+from benchmarks.paper.measure import seconds_per_step
+from benchmarks.paper.tasks import Task
+from benchmarks.paper.training import Optimizer, Runs, Setting, train
+
+
+class Outcome(NamedTuple):
+  """What one optimizer reached on one task.
+
+  Attributes:
+    search: one run of every setting of its grid.
+    runs: the best setting from several seeds that the search has not seen.
+    seconds: of one step, trained alone.
+  """
+
+  search: Runs
+  runs: Runs
+  seconds: float
+
+  @property
+  def setting(self) -> Setting:
+    """The best setting."""
+    return self.runs.settings[0]
+
+
+class Session:
+  """Trainings of one experiment: their progress bar and their checkpoints.
+
+  Attributes:
+    options: of the experiment.
+    name: of the experiment.
+    bar: counts steps of single runs.
+  """
+
+  def __init__(self, options: Options, name: str, total: int):
+    self.options, self.name = options, name
+    self.bar = tqdm(total=total, unit="step", unit_scale=True, smoothing=0.05)
+
+  def train(
+    self, label: str, task: Task, optimizer: Optimizer, **arguments: Any
+  ) -> Runs:
+    """:func:`benchmarks.paper.training.train`, with checkpoints under ``label``."""
+    self.bar.set_description(f"{task.name}, {label}")
+    folder = pathlib.Path(self.options.work) / "checkpoints" / self.name
+    folder = folder / self.options.scale / f"{task.name}-{label}".replace(" ", "_")
+    checkpoint = Checkpoint(folder, self.options.resume)
+    return train(task, optimizer, bar=self.bar, checkpoint=checkpoint, **arguments)
+
+
+@contextlib.contextmanager
+def session(options: Options, name: str, total: int) -> Iterator[Session]:
+  """A session that closes its progress bar.
+
+  Args:
+    options: of the experiment.
+    name: of the experiment.
+    total: steps of all runs together, for the estimate of what remains.
+  """
+  opened = Session(options, name, total)
+  try:
+    yield opened
+  finally:
+    opened.bar.close()
+
+
+def work(task: Task, optimizers: Mapping[str, Optimizer], seeds: int) -> int:
+  """Steps of single runs that :func:`compare` takes."""
+  return task.steps * sum(len(o.settings) + seeds for o in optimizers.values())
+
+
+def compare(
+  task: Task,
+  optimizers: Mapping[str, Optimizer],
+  seeds: int,
+  session: Session,
+  points: int = 10,
+  metric: str = "train loss",
+  largest: bool = False,
+) -> dict[str, Outcome]:
+  """Searches, trains and times every optimizer.
+
+  Args:
+    task: what to train.
+    optimizers: by name.
+    seeds: runs with the best setting; they start at seed 1, the search uses seed 0.
+    session: of the experiment.
+    points: how many times metrics are taken in a run.
+    metric: that the search goes by, at the end of the runs.
+    largest: whether it is better the larger it is.
+
+  Returns:
+    Outcomes by name.
+  """
+  searches, runs = {}, {}
+  for name, optimizer in optimizers.items():
+    searches[name] = session.train(f"{name} search", task, optimizer, points=points)
+    setting = optimizer.settings[searches[name].best(metric, largest)]
+    runs[name] = session.train(
+      f"{name} seeds",
+      task,
+      optimizer,
+      settings=[setting],
+      seeds=range(1, 1 + seeds),
+      points=points,
+    )
+  chosen = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
+  seconds = seconds_per_step(task, chosen, length=min(100, task.steps))
+  return {n: Outcome(searches[n], runs[n], seconds[n]) for n in optimizers}
+
+
+def at_equal_seconds(outcome: Outcome, seconds: float, metric: str) -> np.ndarray:
+  """``(seeds,)``: a metric when ``seconds`` of training have passed, or at the end."""
+  times = outcome.runs.at * outcome.seconds
+  reached = [np.interp(seconds, times, run) for run in outcome.runs.metrics[metric][0]]
+  return np.array(reached)
+
+
+def on_grid_edge(outcome: Outcome) -> list[str]:
+  """Hyperparameters whose best value is the smallest or largest that was tried."""
+  edges = []
+  for name, value in outcome.setting.items():
+    tried = [setting[name] for setting in outcome.search.settings]
+    if min(tried) < max(tried) and value in (min(tried), max(tried)):
+      edges.append(name)
+  return edges
+
+
+def comparison_table(
+  outcomes: Mapping[str, Outcome],
+  metrics: Mapping[str, str],
+  budget: str = "adam",
+) -> str:
+  """One row for each optimizer: setting, metrics at equal steps and equal seconds.
+
+  Args:
+    outcomes: by name.
+    metrics: formats by metric; the first is also given at equal seconds.
+    budget: the optimizer whose whole training says how many seconds those are.
+  """
+  first, form = next(iter(metrics.items()))
+  steps = int(next(iter(outcomes.values())).runs.at[-1])
+  seconds = outcomes[budget].seconds * steps
+  titles = [
+    "optimizer",
+    "setting",
+    *metrics,
+    "ms a step",
+    f"{first} in {seconds:.3g} s",
+  ]
+  rows = []
+  for name, outcome in outcomes.items():
+    setting = ", ".join(
+      f"{value:.4g}" + ("*" if key in on_grid_edge(outcome) else "")
+      for key, value in outcome.setting.items()
+    )
+    cells = [report.spread(outcome.runs.final(m), f) for m, f in metrics.items()]
+    in_time = report.spread(at_equal_seconds(outcome, seconds, first), form)
+    rows.append([name, setting, *cells, f"{1e3 * outcome.seconds:.1f}", in_time])
+  return report.table(titles, rows)
+
+
+def comparison_figure(
+  outcomes: Mapping[str, Mapping[str, Outcome]],
+  metrics: Sequence[str] = (),
+  log: bool = True,
+) -> matplotlib.figure.Figure:
+  """Training loss against steps and seconds, and metrics, one row for each task."""
+  columns = 2 + len(metrics)
+  figure, grid = report.axes(len(outcomes), columns, width=4.2)
+  for row, (task, results) in zip(grid, outcomes.items(), strict=True):
+    shortest = min(o.seconds * o.runs.at[-1] for o in results.values())
+    for name, outcome in results.items():
+      style = {"label": name, "color": report.COLORS.get(name)}
+      losses = report.smooth(outcome.runs.losses[0])
+      steps = 1 + np.arange(losses.shape[-1])
+      report.curve(row[0], steps, losses, **style)
+      report.curve(row[1], steps * outcome.seconds, losses, **style)
+      for ax, metric in zip(row[2:], metrics, strict=True):
+        report.curve(ax, outcome.runs.at, outcome.runs.metrics[metric][0], **style)
+    row[0].set(xlabel="steps", ylabel=f"{task}: training loss")
+    row[1].set(xlabel="seconds", xlim=(0, 4 * shortest))
+    for ax, metric in zip(row[2:], metrics, strict=True):
+      ax.set(xlabel="steps", ylabel=metric)
+    for ax in row if log else ():
+      report.log_scale(ax)
+    row[-1].legend(frameon=False, fontsize=8)
+  return figure
+
+
+def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+  """The outcomes as plain data, the curves thinned to at most 200 points."""
+  return {name: _record(outcome) for name, outcome in outcomes.items()}
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+  losses = report.smooth(outcome.runs.losses[0])
+  every = max(1, losses.shape[-1] // 200)
+  return {
+    "setting": outcome.setting,
+    "grid edge": on_grid_edge(outcome),
+    "seconds a step": outcome.seconds,
+    "search": [
+      {**setting, **{m: v[i, 0, -1] for m, v in outcome.search.metrics.items()}}
+      for i, setting in enumerate(outcome.search.settings)
+    ],
+    "steps": outcome.runs.at,
+    "metrics": {m: v[0] for m, v in outcome.runs.metrics.items()},
+    "training loss": losses[:, ::every],
+  }

@@ -1,0 +1,1 @@
+"""Short scripts to read first; the benchmarks share their data loader."""
