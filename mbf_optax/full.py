@@ -16,7 +16,7 @@ from mbf_optax.estimators import (
 )
 from mbf_optax.layers import Reading
 
-PACKED_LIMIT = 32
+PACKED_LIMIT = 64
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

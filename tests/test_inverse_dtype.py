@@ -12,7 +12,7 @@ import mbf_optax
 
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
-  "wide": {"kernel": (35, 2), "bias": (2,)},
+  "wide": {"kernel": (70, 2), "bias": (2,)},
   "shared": {"kernel": (5, 4)},
   "low_rank": {"kernel": (8, 3)},
   "norm": {"scale": (4,)},

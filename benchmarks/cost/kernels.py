@@ -1,0 +1,156 @@
+"""Times the pieces of an update by themselves, next to their alternatives.
+
+Inverses against ``jnp.linalg.inv``; statistics and application of 3x3 blocks in the
+library's packed layout against matrices with the batch leading; a shared layer's product
+by halves against a whole one; and the update of a 3x3 convolution against a copy of the
+bytes that it must move.
+
+python -m benchmarks.cost.kernels
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mbf_optax
+from benchmarks.paper.report import table
+from mbf_optax import packed
+from mbf_optax.inverse import spd_inverse
+from mbf_optax.shared import symmetric_product
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+INVERSES = ((16384, 9), (4096, 25), (1024, 49), (16, 257), (4, 1025), (1, 4097))
+
+
+def seconds(functions: dict[str, Callable], *operands: Any, rounds: int) -> dict:
+  """Best seconds of every function, called in turn, compiled before."""
+  compiled = {k: jax.jit(f).lower(*operands).compile() for k, f in functions.items()}
+  found = {name: [] for name in functions}
+  for _ in range(rounds + 1):
+    for name, function in compiled.items():
+      start = time.perf_counter()
+      jax.block_until_ready(function(*operands))
+      found[name].append(time.perf_counter() - start)
+  return {name: float(np.median(times[1:])) for name, times in found.items()}
+
+
+def inverses(rounds: int) -> str:
+  """The library's inverses and LAPACK's (or the platform's), and their errors."""
+  rows = []
+  for batch, n in INVERSES:
+    vectors = jax.random.normal(jax.random.key(n), (n, batch, min(n, 64)))
+    matrices = jnp.einsum("ibr,jbr->bij", vectors, vectors, precision=_HIGHEST)
+    matrices = matrices / vectors.shape[-1] + 1e-2 * jnp.eye(n)[None]
+    ours = _packed_inverse if n <= 32 else spd_inverse
+    operand = packed.pack(jnp.moveaxis(matrices, 0, -1)) if n <= 32 else matrices
+    (mine,) = seconds({"": ours}, operand, rounds=rounds).values()
+    (other,) = seconds({"": jnp.linalg.inv}, matrices, rounds=rounds).values()
+    rows.append([f"{batch} x {n}", _ms(mine), _ms(other), f"{mine / other:.2f}"])
+  return table(("batch x n", "sweep, ms", "linalg.inv, ms", "ratio"), rows)
+
+
+def _packed_inverse(matrices: jax.Array) -> jax.Array:
+  return packed.inverse(matrices)
+
+
+def layouts(rounds: int, blocks: int = 262_144, n: int = 9) -> str:
+  """Statistics and application of small blocks, packed and with the batch leading."""
+  keys = jax.random.split(jax.random.key(0))
+  vectors = jax.random.normal(keys[0], (n, blocks))
+  leading = vectors.T
+  triangles = packed.outer(jax.random.normal(keys[1], (n, blocks)))
+  matrices = jnp.moveaxis(packed.unpack(triangles), -1, 0)
+  cases = {
+    "statistics": (
+      seconds({"": _packed_statistics}, triangles, vectors, rounds=rounds),
+      seconds({"": _leading_statistics}, matrices, leading, rounds=rounds),
+    ),
+    "application": (
+      seconds({"": packed.matvec}, triangles, vectors, rounds=rounds),
+      seconds({"": _leading_matvec}, matrices, leading, rounds=rounds),
+    ),
+  }
+  rows = []
+  for name, (mine, other) in cases.items():
+    rows.append([name, _ms(mine[""]), _ms(other[""]), f"{mine[''] / other['']:.2f}"])
+  return table(("3x3 blocks", "packed, ms", "batch leading, ms", "ratio"), rows)
+
+
+def _packed_statistics(statistics: jax.Array, vectors: jax.Array) -> jax.Array:
+  return 0.9 * statistics + 0.1 * packed.outer(vectors)
+
+
+def _leading_statistics(statistics: jax.Array, vectors: jax.Array) -> jax.Array:
+  return 0.9 * statistics + 0.1 * vectors[:, :, None] * vectors[:, None, :]
+
+
+def _leading_matvec(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
+  return jnp.einsum("bij,bj->bi", matrices, vectors, precision=_HIGHEST)
+
+
+def products(rounds: int) -> str:
+  """``A A^T`` of wide layers, halved and whole."""
+  rows = []
+  for n, m in ((257, 256), (785, 1000), (1025, 256), (4097, 4096)):
+    columns = jax.random.normal(jax.random.key(0), (n, m))
+    found = seconds(
+      {
+        "halved": symmetric_product,
+        "whole": lambda a: jnp.matmul(a, a.T, precision=_HIGHEST),
+      },
+      columns,
+      rounds=rounds,
+    )
+    ratio = f"{found['halved'] / found['whole']:.2f}"
+    rows.append([f"{n} x {m}", _ms(found["halved"]), _ms(found["whole"]), ratio])
+  return table(("n x outputs", "halved, ms", "whole, ms", "ratio"), rows)
+
+
+def floor(rounds: int, channels: int = 512) -> str:
+  """An update that refreshes nothing, against a copy of the bytes that it moves."""
+  params = {"kernel": jnp.ones((3, 3, channels, channels))}
+  tx = mbf_optax.scale_by_mbf(inverse_update_period=1_000_000)
+  _, state = tx.update(params, tx.init(params))
+  # Gradient, momentum and statistics in, momentum, statistics and direction out; the
+  # inverse is read alone.
+  layer = state.curvature["kernel"]
+  moved = 4 * params["kernel"].nbytes + 2 * layer.statistics.nbytes
+  moved += layer.inverse.nbytes
+  source = jnp.ones(moved // 8)  # a copy reads and writes, four bytes each
+  update = jax.jit(tx.update, donate_argnums=1).lower(params, state).compile()
+  copy = jax.jit(lambda x: x + 1).lower(source).compile()
+  times: dict[str, list[float]] = {"update": [], "copy": []}
+  for _ in range(rounds + 1):
+    start = time.perf_counter()
+    _, state = jax.block_until_ready(update(params, state))
+    times["update"].append(time.perf_counter() - start)
+    start = time.perf_counter()
+    jax.block_until_ready(copy(source))
+    times["copy"].append(time.perf_counter() - start)
+  mine, least = (float(np.median(t[1:])) for t in times.values())
+  row = [f"3x3x{channels}x{channels}", f"{moved / 1e6:.0f}", _ms(mine), _ms(least)]
+  titles = ("kernel", "MB moved", "update, ms", "copy, ms", "ratio")
+  return table(titles, [[*row, f"{mine / least:.2f}"]])
+
+
+def _ms(value: float) -> str:
+  return f"{1e3 * value:.2f}"
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=7, help="timings of each piece")
+  rounds = parser.parse_args().rounds
+  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+  for piece in (inverses, layouts, products, floor):
+    print(f"\n{piece(rounds)}", flush=True)
+
+
+if __name__ == "__main__":
+  main()
