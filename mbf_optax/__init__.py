@@ -3,6 +3,7 @@
 from mbf_optax.alias import mbf, mbf_adam
 from mbf_optax.grafting import GraftState, graft
 from mbf_optax.layers import Layer, Partition, Reading
+from mbf_optax.metrics import LayerMetrics, metrics
 from mbf_optax.presets import equinox_partition, flax_partition, haiku_partition
 from mbf_optax.sampling import sample_bernoulli, sample_gaussian, sample_labels
 from mbf_optax.summary import summarize
@@ -13,6 +14,7 @@ from mbf_optax.warm_start import warm_start
 __all__ = [
   "GraftState",
   "Layer",
+  "LayerMetrics",
   "MbfState",
   "Partition",
   "Reading",
@@ -23,6 +25,7 @@ __all__ = [
   "haiku_partition",
   "mbf",
   "mbf_adam",
+  "metrics",
   "sample_bernoulli",
   "sample_gaussian",
   "sample_labels",

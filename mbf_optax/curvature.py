@@ -101,7 +101,7 @@ class Curvature:
       correction = weight.astype(_dtype(state))
       estimator = estimator_of(reading)
       systems.append(estimator.system(reading, state, correction, level))
-    previous = [_computed(layers[reading.path]).inverse for reading in readings]
+    previous = [computed(layers[reading.path]).inverse for reading in readings]
     inverses = refresh.invert(systems, previous, self.method)
     layers = dict(layers)
     for reading, system, new in zip(readings, systems, inverses, strict=True):
@@ -128,7 +128,7 @@ class Curvature:
         correction = weight.astype(_dtype(state))
         blocks = elementwise.precondition(reading, state, blocks, correction, level)
       else:
-        state = _computed(state)
+        state = computed(state)
         blocks = estimator_of(reading).precondition(reading, state, blocks)
       directions |= from_blocks(reading, blocks)
     return directions
@@ -153,6 +153,6 @@ def _dtype(state: Any) -> jnp.dtype:
   return jax.tree.leaves(state)[0].dtype
 
 
-def _computed(state: Any) -> Any:
+def computed(state: Any) -> Any:
   """A layer of blocks with its inverse in the dtype of its statistics."""
   return state._replace(inverse=state.inverse.astype(_dtype(state)))

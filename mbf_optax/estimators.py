@@ -69,6 +69,9 @@ class Estimator(Protocol):
   def precondition(self, reading: Reading, state: Any, vectors: jax.Array) -> jax.Array:
     """``P v`` for block vectors ``(n, *batch)``."""
 
+  def condition(self, state: Any, weight: jax.Array) -> jax.Array:
+    """Estimated condition number of every damped matrix; ``weight`` as above."""
+
 
 def without_faults(gradient: jax.Array) -> jax.Array:
   """Block vectors ``(n, *batch)`` with zeros for blocks that cannot be squared.
@@ -78,6 +81,22 @@ def without_faults(gradient: jax.Array) -> jax.Array:
   """
   usable = jnp.isfinite(jnp.sum(jnp.square(gradient), axis=0, keepdims=True))
   return jnp.where(usable, gradient, 0)
+
+
+def condition_number(statistics: jax.Array, inverse: jax.Array) -> jax.Array:
+  r"""Condition numbers of ``A = G + lambda I``, from diagonals.
+
+  The condition number is :math:`\lambda_{max}(A) \lambda_{max}(P)` with ``P`` the
+  inverse. :math:`1 + \lambda_{max}(G) \lambda_{max}(P)` is at most one above it, and
+  needs no ``lambda``. The trace of ``G`` is up to ``n`` times too large for
+  :math:`\lambda_{max}(G)`, the largest diagonal element of ``P`` up to ``n`` times too
+  small for :math:`\lambda_{max}(P)`.
+
+  Args:
+    statistics: diagonals of ``G``, ``(n, *batch)``.
+    inverse: diagonals of ``P``, ``(n, *batch)``.
+  """
+  return 1 + jnp.sum(statistics, axis=0) * jnp.max(inverse, axis=0)
 
 
 def over_layer(values: jax.Array, reading: Reading) -> jax.Array:

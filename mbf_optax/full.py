@@ -11,6 +11,7 @@ from mbf_optax.estimators import (
   Inverses,
   Matrices,
   beside,
+  condition_number,
   over_layer,
   without_faults,
 )
@@ -70,6 +71,10 @@ class PackedBlocks:
     del reading
     return packed.matvec(state.inverse, vectors)
 
+  def condition(self, state: BlockState, weight: jax.Array) -> jax.Array:
+    statistics = packed.diagonal(state.statistics) / weight
+    return condition_number(statistics, packed.diagonal(state.inverse))
+
 
 class MatrixBlocks:
   """Larger blocks, as full matrices with the batch leading."""
@@ -108,6 +113,15 @@ class MatrixBlocks:
     columns = jnp.moveaxis(vectors, 0, -1)[..., None]
     product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
     return jnp.moveaxis(product[..., 0], -1, 0)
+
+  def condition(self, state: BlockState, weight: jax.Array) -> jax.Array:
+    statistics = _diagonals(state.statistics) / weight
+    return condition_number(statistics, _diagonals(state.inverse))
+
+
+def _diagonals(matrices: jax.Array) -> jax.Array:
+  """``(*batch, n, n)`` to ``(n, *batch)``."""
+  return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
 
 
 def identity_state(

@@ -120,9 +120,22 @@ class Reading(NamedTuple):
     return math.prod(self.batch_shape)
 
   @property
+  def label(self) -> str:
+    """The estimator, ``"+bias"`` with one in the blocks, ``"x2"`` for two stacked."""
+    bias = "" if self.bias_path is None else "+bias"
+    stacked = math.prod(self.stack_shape)
+    return f"{self.layer.estimator}{bias}" + ("" if stacked == 1 else f" x{stacked}")
+
+  @property
   def paths(self) -> tuple[str, ...]:
     """Paths of the parameters that belong to the layer."""
     return (self.path,) if self.bias_path is None else (self.path, self.bias_path)
+
+  def describe(self) -> str:
+    """One line: ``"Dense_0/kernel (784, 10): shared+bias, 10 blocks of 785"``."""
+    plural = "" if self.blocks == 1 else "s"
+    blocks = f"{self.blocks:,} block{plural} of {self.block_size}"
+    return f"{self.path or '(the array)'} {self.shape}: {self.label}, {blocks}"
 
 
 Partition = Callable[[Any], Sequence[Reading]]

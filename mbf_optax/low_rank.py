@@ -17,6 +17,7 @@ from mbf_optax.estimators import (
   Inverses,
   Matrices,
   beside,
+  condition_number,
   over_layer,
   without_faults,
 )
@@ -112,7 +113,16 @@ class LowRankBlocks:
     ]
     return jnp.moveaxis((columns - along) / state.damping[..., None], -1, 0)
 
+  def condition(self, state: LowRankState, weight: jax.Array) -> jax.Array:
+    del weight
+    shares = normalized(state).weights.reshape(-1, *[1] * state.damping.ndim)
+    gram = shares * packed.diagonal(
+      state.gram
+    )  # of U^T U, whose trace is that of U U^T
+    return condition_number(gram, 1 / state.damping[None])  # beside U's columns
+
 
 def normalized(state: LowRankState) -> LowRankState:
   """The state with weights that sum to one, as after a complete average."""
-  return state._replace(weights=state.weights / jnp.sum(state.weights))
+  total = jnp.sum(state.weights)
+  return state._replace(weights=state.weights / jnp.where(total > 0, total, 1))

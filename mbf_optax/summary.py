@@ -1,14 +1,19 @@
 """What each layer becomes, and what that costs, before anything is allocated."""
 
+import functools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
-from mbf_optax import tree
+from mbf_optax import checks, tree
+from mbf_optax.curvature import Curvature
 from mbf_optax.layers import Partition, Reading
 from mbf_optax.presets import flax_partition
-from mbf_optax.transform import scale_by_mbf
+from mbf_optax.transform import init_state
+from mbf_optax.version import __version__
 
 
 class LayerSummary(NamedTuple):
@@ -39,7 +44,7 @@ class LayerSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """The layers of a parameter tree; prints as a table.
+  """The layers of a parameter tree; prints as a Markdown table.
 
   Attributes:
     layers: one row a layer.
@@ -61,19 +66,14 @@ class Summary(NamedTuple):
     )
 
   def __str__(self) -> str:
-    titles = "path shape reading blocks size state apply stats inverse"
-    rows = [tuple(titles.split()), *map(_cells, self.layers), _total(self)]
+    rows = [_TITLES, *map(_cells, self.layers), _total(self)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 3  # columns of text; the others are numbers
-    lines = [
-      "  ".join(
-        cell.ljust(width) if i < left else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-      ).rstrip()
-      for row in rows
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    rule = (
+      "-" * width if i < _TEXT_COLUMNS else "-" * (width - 1) + ":"
+      for i, width in enumerate(widths)
+    )
+    first, *others = (_line(_aligned(row, widths)) for row in rows)
+    return "\n".join([first, _line(rule), *others, "", _caption()])
 
 
 def summarize(params: Any, partition: Partition | None = None) -> Summary:
@@ -86,9 +86,9 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
 
   Returns:
-    A :class:`Summary`: print it. State is in bytes; ``apply``, ``stats`` and
-    ``inverse`` are floating-point operations of a step, of a statistics update and of
-    an inverse update.
+    A :class:`Summary`: print it, a Markdown table. ``apply``, ``statistics`` and
+    ``inverse`` are floating-point operations of each step, of a statistics update and
+    of an inverse update.
 
   Raises:
     ValueError: as ``scale_by_mbf(partition=partition).init(params)`` does.
@@ -96,18 +96,23 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
   Examples:
     >>> import jax, mbf_optax
     >>> params = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((784, 1000), "float32")}}
-    >>> print(mbf_optax.summarize(params))
-    path            shape     reading  blocks  size    state   apply   stats  inverse
-    ---------------------------------------------------------------------------------
-    Dense_0/kernel  784x1000  shared    1,000   784  8.05 MB  1.23 G  1.23 G    964 M
-    ---------------------------------------------------------------------------------
-    1 layer                             1,000        8.05 MB  1.23 G  1.23 G    964 M
+    >>> print(mbf_optax.summarize(params))  # doctest: +ELLIPSIS
+    | path             | shape    | reading | blocks | block size |   state |  apply...
+    | ---------------- | -------- | ------- | -----: | ---------: | ------: | -----:...
+    | `Dense_0/kernel` | 784x1000 | shared  |  1,000 |        784 | 8.05 MB | 1.23 G...
+    | 1 layer          |          |         |  1,000 |            | 8.05 MB | 1.23 G...
+    <BLANKLINE>
+    Operations: apply at each step, statistics and inverse at each of their updates. ...
   """
   partition = flax_partition() if partition is None else partition
-  state = jax.eval_shape(scale_by_mbf(partition=partition).init, params)
+  readings = checks.readings(partition, params)
+  # What is held does not depend on the hyperparameters.
+  curvature = Curvature(damping=1.0, relative_damping=False, method="sweep")
+  init = functools.partial(init_state, curvature, readings)
+  state = jax.eval_shape(init, params)
   momentum = tree.flatten(state.momentum)
   rows = []
-  for reading in partition(params):
+  for reading in readings:
     held = [state.curvature[reading.path], *(momentum[path] for path in reading.paths)]
     rows.append(_row(reading, _bytes(held)))
   return Summary(tuple(rows), _bytes(state))
@@ -124,13 +129,10 @@ def _row(reading: Reading, state_bytes: int) -> LayerSummary:
     "rms": (6 * blocks, 0, 0),
     "inverse": (5 * blocks, 0, 0),
   }[layer.estimator]
-  name: str = layer.estimator
-  name += "" if reading.bias_path is None else "+bias"
-  name += "" if stacked == 1 else f" x{stacked}"
   return LayerSummary(
     reading.path,
     reading.shape,
-    name,
+    reading.label,
     blocks,
     n,
     state_bytes,
@@ -144,9 +146,39 @@ def _bytes(arrays: Any) -> int:
   return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arrays))
 
 
+_TITLES = (
+  "path",
+  "shape",
+  "reading",
+  "blocks",
+  "block size",
+  "state",
+  "apply",
+  "statistics",
+  "inverse",
+)
+_TEXT_COLUMNS = 3  # of the titles; the others are numbers, aligned to the right
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+  for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+    yield cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
+
+
+def _line(cells: Iterable[str]) -> str:
+  return f"| {' | '.join(cells)} |"
+
+
+def _caption() -> str:
+  return (
+    "Operations: apply at each step, statistics and inverse at each of their updates."
+    f" mbf_optax {__version__}, jax {jax.__version__}, optax {optax.__version__}."
+  )
+
+
 def _cells(row: LayerSummary) -> tuple[str, ...]:
   return (
-    row.path or "(the array)",
+    f"`{row.path}`" if row.path else "(the array)",
     "x".join(map(str, row.shape)) or "scalar",
     row.reading,
     f"{row.blocks:,}",
@@ -175,8 +207,8 @@ def _total(summary: Summary) -> tuple[str, ...]:
 
 def _human(value: float, unit: str = "") -> str:
   """``1234567`` as ``1.23 M``, in powers of a thousand."""
-  prefixes = iter(("", "k", "M", "G", "T", "P"))
-  prefix = next(prefixes)
-  while value >= 1000:
-    value, prefix = value / 1000, next(prefixes)
-  return f"{value:.3g} {prefix}{unit}".strip()
+  prefixes = ("", "k", "M", "G", "T", "P", "E")
+  power = 0
+  while float(f"{value:.3g}") >= 1000 and power < len(prefixes) - 1:
+    value, power = value / 1000, power + 1
+  return f"{value:.3g} {prefixes[power]}{unit}".strip()

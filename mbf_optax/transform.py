@@ -1,5 +1,6 @@
 """The transformation: Algorithm 2 of the paper as ``optax`` sees it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from mbf_optax import checks, low_rank, refresh, tree
 from mbf_optax.curvature import Curvature, Layers
 from mbf_optax.layers import Partition, Reading, as_float
 from mbf_optax.presets import flax_partition
+
+_LOGGER = logging.getLogger("mbf_optax")
 
 
 class MbfState(NamedTuple):
@@ -93,7 +96,8 @@ def scale_by_mbf(
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
-    :class:`MbfState` and is float32 or wider.
+    :class:`MbfState` and is float32 or wider. Its ``init`` logs what each layer became,
+    at level ``INFO`` of the logger ``"mbf_optax"``.
 
   Raises:
     ValueError: here for a hyperparameter out of its range; in ``init`` for integer
@@ -126,14 +130,9 @@ def scale_by_mbf(
 
   def init(params: optax.Params) -> MbfState:
     readings = checks.readings(partition, params)
-    weight = jnp.zeros(())
-    return MbfState(
-      count=jnp.zeros((), jnp.int32),
-      weight=weight,
-      elementwise_weight=jnp.zeros_like(weight),
-      momentum=jax.tree.map(lambda p: jnp.zeros_like(as_float(p)), params),
-      curvature=curvature.init(readings, tree.flatten(params)) or jnp.zeros(()),
-    )
+    for reading in readings:
+      _LOGGER.info("%s", reading.describe())
+    return init_state(curvature, readings, params)
 
   def update(
     updates: optax.Updates,
@@ -195,6 +194,20 @@ def scale_by_mbf(
     )
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def init_state(
+  curvature: Curvature, readings: Sequence[Reading], params: optax.Params
+) -> MbfState:
+  """State before the first gradient."""
+  weight = jnp.zeros(())
+  return MbfState(
+    count=jnp.zeros((), jnp.int32),
+    weight=weight,
+    elementwise_weight=jnp.zeros_like(weight),
+    momentum=jax.tree.map(lambda p: jnp.zeros_like(as_float(p)), params),
+    curvature=curvature.init(readings, tree.flatten(params)) or jnp.zeros(()),
+  )
 
 
 class _Readings(NamedTuple):

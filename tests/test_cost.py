@@ -23,19 +23,19 @@ def compiled(request):
   tx = mbf_optax.scale_by_mbf(partition=partition)
   state = tx.init(PARAMS)
   update = jax.jit(tx.update, donate_argnums=(0, 1)).lower(PARAMS, state).compile()
-  return update, state, mbf_optax.summarize(PARAMS, partition)
+  return update, state, mbf_optax.summarize(PARAMS, partition), partition
 
 
 def test_operations_are_those_of_the_summary(compiled):
   """XLA counts both branches of a cond, and the body of a loop once."""
-  update, _, summary = compiled
+  update, _, summary, _ = compiled
   expected = sum(row.apply_flops + row.statistics_flops for row in summary.layers)
   assert update.cost_analysis()["flops"] < 1.4 * expected
 
 
 def test_statistics_and_inverses_are_updated_in_place(compiled):
   """A step that refreshes nothing must not copy what it does not touch."""
-  update, state, _ = compiled
+  update, state, _, _ = compiled
   copied = set(re.findall(r"= f32\[([\d,]*)\]\S* copy\(", update.as_text()))
   for path in ("conv_0/kernel", "conv_1/kernel", "narrow/kernel"):
     for leaf in jax.tree.leaves(state.curvature[path]):
@@ -45,8 +45,19 @@ def test_statistics_and_inverses_are_updated_in_place(compiled):
 
 
 def test_temporary_memory_is_bounded_by_the_state(compiled):
-  update, _, summary = compiled
+  update, _, summary, _ = compiled
   assert update.memory_analysis().temp_size_in_bytes < 1.25 * summary.state_bytes
+
+
+def test_metrics_cost_little_beside_the_update(compiled):
+  update, state, _, partition = compiled
+
+  def metrics(state, gradients, updates):
+    return mbf_optax.metrics(state, gradients, updates, partition)
+
+  watched = jax.jit(metrics).lower(state, PARAMS, PARAMS).compile()
+  for cost, share in (("flops", 0.15), ("bytes accessed", 0.25)):
+    assert watched.cost_analysis()[cost] < share * update.cost_analysis()[cost], cost
 
 
 @pytest.mark.promotes

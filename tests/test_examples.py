@@ -10,9 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mbf_optax
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-SHORT = ["flax_linen", "flax_nnx", "warm_start", "mbf_true"]
+SHORT = ["flax_linen", "flax_nnx", "warm_start", "mbf_true", "tensorboard_metrics"]
 COMMANDS = {
   "train": [str(EXAMPLES / "train.py"), "--quick"],
   "short": ["-c", "".join(f"import {name}; {name}.main(3)\n" for name in SHORT)],
@@ -72,6 +75,23 @@ def test_short_examples_draw_their_pictures(finished, name):
   folder, printed = finished["short"]
   assert drew(folder, name, printed)
   assert "nan" not in printed
+
+
+def test_metrics_of_every_step_are_in_the_event_file(finished):
+  folder, printed = finished["short"]
+  assert "metrics: results/tensorboard" in printed
+  events = EventAccumulator(str(folder / "results" / "tensorboard")).Reload()
+  layers = [f"{kind}_{i}" for kind in ("Conv", "Dense") for i in (0, 1)]
+  names = mbf_optax.LayerMetrics._fields
+  tags = {f"params/{layer}/kernel/{name}" for layer in layers for name in names}
+  assert set(events.Tags()["scalars"]) == tags | {"loss"}
+  for tag in tags:
+    values = [event.value for event in events.Scalars(tag)]
+    assert [event.step for event in events.Scalars(tag)] == [0, 1, 2]
+    if tag.endswith("cosine"):
+      assert all(-1 <= value < 0 for value in values)  # downhill
+    else:
+      assert all(0 < value < np.inf for value in values)
 
 
 @pytest.fixture

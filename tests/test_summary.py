@@ -1,7 +1,12 @@
 """The printed summary, and its bytes against the state that is really allocated."""
 
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import mbf_optax
@@ -26,15 +31,38 @@ def test_bytes_are_those_of_the_state(dtype):
   assert sum(row.state_bytes for row in summary.layers) == summary.state_bytes - scalars
 
 
-def test_table_has_a_row_a_layer():
+def cells(line):
+  return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_is_markdown_with_a_row_a_layer():
   summary = mbf_optax.summarize(shapes(jnp.float32), trees.PARTITION)
-  lines = str(summary).splitlines()
-  assert len(lines) == len(summary.layers) + 4
-  assert any(
-    "stack/dense_low_rank/kernel" in line and "low_rank+bias x2" in line
-    for line in lines
-  )
-  assert lines[-1].startswith(f"{len(summary.layers)} layers")
+  table, caption = str(summary).split("\n\n")
+  lines = table.splitlines()
+  assert len({len(line) for line in lines}) == 1
+  titles, rule, *rows, total = map(cells, lines)
+  assert {len(row) for row in (titles, rule, *rows, total)} == {len(titles)}
+  assert all(re.fullmatch("-{3,}:?", cell) for cell in rule)
+  assert [row[0] for row in rows] == [f"`{row.path}`" for row in summary.layers]
+  (stacked,) = (row for row in rows if "stack/dense_low_rank/kernel" in row[0])
+  assert stacked[1:5] == ["2x6x3", "low_rank+bias x2", "6", "7"]
+  assert total[0] == f"{len(summary.layers)} layers"
+  blocks = titles.index("blocks")
+  assert int(total[blocks]) == sum(int(row[blocks]) for row in rows)
+  for module in (mbf_optax, jax, optax):
+    assert f"{module.__name__} {module.__version__}" in caption
+
+
+@pytest.mark.parametrize(
+  ("size", "shown"),
+  [(124, "992 B"), (125, "1 kB"), (124_990, "1 MB"), (10**18, "8 EB")],
+)
+def test_bytes_are_readable(size, shown):
+  """A vector of float32 that is read element by element: momentum and statistics."""
+  params = {"scale": jax.ShapeDtypeStruct((size,), "float16")}
+  (row,) = mbf_optax.summarize(params).layers
+  assert row.state_bytes == 8 * size
+  assert cells(str(mbf_optax.summarize(params)).splitlines()[2])[5] == shown
 
 
 def test_operations_are_amortised():
@@ -54,3 +82,31 @@ def test_nothing_is_allocated_for_models_that_do_not_fit():
 
 def test_empty_tree():
   assert "0 layers" in str(mbf_optax.summarize({}))
+
+
+def test_init_logs_what_each_layer_became(caplog):
+  params = {
+    "Conv_0": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
+    "Dense_0": {"kernel": jnp.ones((40, 3)), "bias": jnp.ones(3)},
+    "norm": {"scale": jnp.ones(())},
+  }
+  tx = mbf_optax.mbf_adam(0.1)
+  with caplog.at_level("INFO", "mbf_optax"):
+    state = tx.init(params)
+    logged = [(record.name, record.levelname) for record in caplog.records]
+    jax.eval_shape(tx.update, params, state, params)
+    mbf_optax.summarize(params)
+  assert logged == [("mbf_optax", "INFO")] * 4
+  assert caplog.messages == [
+    "Conv_0/bias (4,): inverse, 4 blocks of 1",
+    "Conv_0/kernel (3, 3, 2, 4): full, 8 blocks of 9",
+    "Dense_0/kernel (40, 3): shared+bias, 3 blocks of 41",
+    "norm/scale (): rms, 1 block of 1",
+  ]
+
+
+def test_nothing_is_shown_unasked(capfd):
+  """In a process that leaves logging alone; pytest itself has handlers in this one."""
+  script = "import mbf_optax, jax.numpy as jnp; mbf_optax.mbf(0.1).init(jnp.ones(2))"
+  subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
+  assert capfd.readouterr() == ("", "")
