@@ -1,0 +1,65 @@
+"""The documentation names what exists, its code runs, and it builds."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import mbf_optax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+  "README.md",
+  "CONTRIBUTING.md",
+  *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+def text(page):
+  return (ROOT / page).read_text()
+
+
+def test_every_public_name_is_on_the_api_page():
+  directives = re.findall(r"^\.\. (?:auto)?\w+:: (\w+)$", text("docs/api.rst"), re.M)
+  assert sorted(set(directives) - {"mbf_optax"}) == sorted(mbf_optax.__all__)
+
+
+SNIPPETS = [
+  pytest.param(snippet, id=f"{page}:{number}")
+  for page in PAGES
+  for number, snippet in enumerate(
+    re.findall(r"^```python\n(.*?)^```", text(page), re.M | re.S)
+  )
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_run(snippet):
+  """Code that the build of the documentation only prints."""
+  exec(snippet, {"jax": jax, "learning_rate": 1e-3})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page):
+  folder = (ROOT / page).parent
+  links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text(page))
+  files = re.findall(r"`((?:benchmarks|docs|examples|tests|\.ci)/[\w./]*)`", text(page))
+  missing = [link for link in links if not (folder / link).exists()]
+  missing += [name for name in files if not (ROOT / name).exists()]
+  assert not missing
+
+
+@pytest.mark.slow
+def test_documentation_builds_without_warnings(tmp_path):
+  """Every code cell and example script runs in the build."""
+  pytest.importorskip("sphinx", reason='needs pip install ".[docs]"')
+  command = [sys.executable, "-m", "sphinx", "-W", "-b", "html", "docs", str(tmp_path)]
+  built = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
+  )
+  assert built.returncode == 0, built.stderr
+  pages = {path.stem for path in tmp_path.glob("*.html")}
+  assert {pathlib.Path(page).stem for page in PAGES if "docs/" in page} <= pages
