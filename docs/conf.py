@@ -49,6 +49,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars
+nb_render_markdown_format = "myst"  # with tables
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
