@@ -23,7 +23,7 @@ def run(tx, gradients, **extra):
 
   ``extra`` holds extra arguments of the update, a list of one entry a step each.
   """
-  state, update = tx.init(gradients[0]), jax.jit(tx.update)
+  state, update = jax.jit(tx.init)(gradients[0]), jax.jit(tx.update)
   results = []
   for step, gradient in enumerate(gradients):
     now = {name: values[step] for name, values in extra.items()}

@@ -17,6 +17,7 @@ from tests.benchmarks import perceptron
 from tests.benchmarks.common import random_gradients, run
 
 EXAMPLES = 6
+jitted_capture = jax.jit(capture, static_argnums=0, static_argnames="has_aux")
 
 
 def second_moment(rows):
@@ -29,8 +30,8 @@ def test_dense_factors_are_those_of_the_examples():
   shapes = {"Dense_0": perceptron.SHAPES["Dense_0"], "Dense_1": {"kernel": (4, 2)}}
   params, x, labels = perceptron.problem(shapes)
   loss = functools.partial(perceptron.loss, perceptron.Perceptron(last_bias=False))
-  captured = jax.jit(lambda *args: capture(loss, *args))(params, x, labels)
-  value, gradients = jax.value_and_grad(loss)(params, x, labels)
+  captured = jitted_capture(loss, params, x, labels)
+  value, gradients = jax.jit(jax.value_and_grad(loss))(params, x, labels)
   chex.assert_trees_all_close(
     (captured.value, captured.gradients), (value, gradients), rtol=1e-4, atol=1e-7
   )
@@ -56,12 +57,12 @@ def test_positions_of_a_dense_layer():
   """Further axes are positions: ``A`` sums over them, ``G`` averages."""
   model = nn.Dense(2, name="layer")
   x, targets = random_gradients([(EXAMPLES, 3, 4), (EXAMPLES, 3, 2)], 1)[0]
-  params = model.init(jax.random.key(0), x)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), x)["params"]
 
   def loss(params):
     return jnp.sum((model.apply({"params": params}, x) - targets) ** 2) / EXAMPLES
 
-  (factors,) = capture(loss, params).factors.values()
+  (factors,) = jitted_capture(loss, params).factors.values()
   ones = np.ones((EXAMPLES * 3, 1))
   inputs = np.concatenate([np.reshape(x, (-1, 4)), ones], axis=1)
   errors = np.reshape(model.apply({"params": params}, x) - targets, (-1, 2))
@@ -102,12 +103,12 @@ def test_conv_factors_are_those_of_explicit_patches(geometry):
   settings, padding = GEOMETRIES[geometry]
   model = nn.Conv(2, (3, 2), **settings)
   (images,) = random_gradients([(EXAMPLES, 6, 5, 3)], 1)[0]
-  params = model.init(jax.random.key(0), images)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
 
   def loss(params):
     return jnp.sum(model.apply({"params": params}, images) ** 2) / (2 * EXAMPLES)
 
-  captured = capture(loss, params)
+  captured = jitted_capture(loss, params)
   (factors,) = captured.factors.values()
   patches = explicit_patches(
     images,
@@ -207,12 +208,12 @@ def test_one_example_makes_the_factorization_exact(bias):
   """A linear model and one example: the Fisher matrix is the gradient's square."""
   model = nn.Dense(2, use_bias=bias)
   x, target = random_gradients([(1, 3), (1, 2)], 1)[0]
-  params = model.init(jax.random.key(0), x)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), x)["params"]
 
   def loss(params):
     return jnp.sum((model.apply({"params": params}, x) - target) ** 2)
 
-  captured = capture(loss, {"params": params}["params"])
+  captured = jitted_capture(loss, params)
   (factors,) = captured.factors.values()
   names = ("kernel", "bias")[: 1 + bias]
   gradient = np.concatenate([np.ravel(captured.gradients[name]) for name in names])
@@ -220,7 +221,7 @@ def test_one_example_makes_the_factorization_exact(bias):
     np.kron(*factors), np.outer(gradient, gradient), rtol=1e-4, atol=1e-5
   )
   tx = scale_by_kfac(DAMPING, momentum=0.0, inverse_update_period=1)
-  updates, _ = tx.update(captured.gradients, tx.init(params), factors=captured.factors)
+  (updates,), _ = run(tx, [captured.gradients], factors=[captured.factors])
   damped = [np.float64(f) + np.sqrt(DAMPING) * np.eye(len(f)) for f in factors]
   expected = np.linalg.solve(np.kron(*damped), gradient)
   found = np.concatenate([np.ravel(updates[name]) for name in names])
@@ -238,7 +239,7 @@ def test_auxiliary_output_and_other_modules():
       return nn.Dense(1, name="head")(x.mean((1, 2)))
 
   (images,) = random_gradients([(4, 3, 3, 1)], 1)[0]
-  variables = Network().init(jax.random.key(0), images)
+  variables = jax.jit(Network().init)(jax.random.key(0), images)
 
   def loss(params, images):
     output, new = Network().apply(
@@ -246,16 +247,15 @@ def test_auxiliary_output_and_other_modules():
     )
     return jnp.mean(output**2), new
 
-  captured = capture(loss, variables["params"], images, has_aux=True)
-  expected = jax.value_and_grad(loss, has_aux=True)(variables["params"], images)
+  captured = jitted_capture(loss, variables["params"], images, has_aux=True)
+  differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  expected = differentiate(variables["params"], images)
   chex.assert_trees_all_close(
     (captured.value, captured.gradients), expected, rtol=1e-4, atol=1e-7
   )
   assert set(captured.factors) == {"Conv_0", "head"}
   tx = scale_by_kfac()
-  updates, _ = tx.update(
-    captured.gradients, tx.init(variables["params"]), factors=captured.factors
-  )
+  (updates,), _ = run(tx, [captured.gradients], factors=[captured.factors])
   chex.assert_trees_all_equal(updates["BatchNorm_0"], captured.gradients["BatchNorm_0"])
 
 
@@ -265,7 +265,11 @@ def test_auxiliary_output_and_other_modules():
   [
     (nn.Conv(2, (2, 2), feature_group_count=2), (1, 3, 3, 2), "one group"),
     (nn.Conv(2, (2, 2), padding="CIRCULAR"), (1, 3, 3, 2), "zero padding"),
-    (nn.Conv(2, (2, 2), input_dilation=2, padding=1), (1, 3, 3, 2), "no input dilation"),
+    (
+      nn.Conv(2, (2, 2), input_dilation=2, padding=1),
+      (1, 3, 3, 2),
+      "no input dilation",
+    ),
     (nn.Conv(2, (2, 2)), (2, 1, 3, 3, 2), "one batch axis"),
     (nn.Sequential([nn.Dense(2, name="same")] * 2), (1, 2), "applied twice"),
   ],

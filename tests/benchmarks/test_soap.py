@@ -3,10 +3,7 @@
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from benchmarks.baselines import scale_by_soap
 from tests.benchmarks.common import random_gradients, run
@@ -54,7 +51,7 @@ def reference(gradients):
 
 
 def test_follows_numpy():
-  """Full-rank first statistics: otherwise the basis of their null space is arbitrary."""
+  """Shapes of full-rank first statistics: a null space has no basis of its own."""
   gradients = random_gradients(SHAPES, STEPS)
   tx = scale_by_soap(B1, B2, EPS, FREQUENCY, LONGEST)
   found, state = run(tx, gradients)
@@ -63,3 +60,44 @@ def test_follows_numpy():
     arrays = [np.float64(gradient[name]) for gradient in gradients]
     for updates, expected in zip(found, reference(arrays), strict=True):
       np.testing.assert_allclose(updates[name], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_second_moment_is_kept_when_the_basis_is_renewed():
+  """A rotation keeps a gradient's norm, so the sum of all ``V`` follows its average."""
+  gradients = random_gradients({"dense": (4, 3)}, STEPS)
+  total = 0.0
+  for step in range(1, STEPS):
+    total = B2 * total + (1 - B2) * np.sum(np.float64(gradients[step]["dense"]) ** 2)
+  _, state = run(scale_by_soap(B1, B2, EPS, FREQUENCY), gradients)
+  np.testing.assert_allclose(state.second_moment["dense"].sum(), total, rtol=1e-4)
+  for basis in state.basis["dense"]:
+    np.testing.assert_allclose(basis.T @ basis, np.eye(len(basis)), atol=1e-5)
+
+
+_DEEP = """
+import jax, jax.numpy as jnp
+from benchmarks.baselines import soap
+
+params = {f"layer{i}": jnp.ones((20 + i, 30 + i)) for i in range(10)}
+key = jax.random.key(0)
+gradients = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+
+def train(rate):
+  tx = soap(rate, frequency=2)
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = tx.update(gradients, state, params)
+    return (jax.tree.map(jnp.add, params, updates), state), None
+
+  (final, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=9)
+  return final
+
+grid = jax.jit(jax.vmap(train))(jnp.array([1e-3, 1e-2]))
+assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grid))
+"""
+
+
+def test_many_layers_in_one_program_return():
+  """Batched LAPACK calls never return from such a program in some jaxlib releases."""
+  subprocess.run([sys.executable, "-c", _DEEP], check=True, timeout=300)
