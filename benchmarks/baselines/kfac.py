@@ -15,7 +15,7 @@ the loss at sampled labels.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,16 @@ import optax
 
 from benchmarks.baselines import common
 from benchmarks.baselines.kfac_capture import Captured, Factors, capture
+from benchmarks.baselines.kfac_inverse import (
+  Inverse,
+  Split,
+  identity,
+  invert,
+  multiply,
+)
 from mbf_optax import checks, tree
-from mbf_optax.inverse import spd_inverse
 
 __all__ = ["Captured", "Factors", "KfacState", "capture", "kfac", "scale_by_kfac"]
-
-Split = Literal["equal", "trace"]
 
 
 class KfacState(NamedTuple):
@@ -39,14 +43,14 @@ class KfacState(NamedTuple):
     weight: ``()``, total weight of the moving averages, the bias correction.
     momentum: heavy-ball momentum, like the parameters.
     factors: moving averages of the Kronecker factors, by the layer's path.
-    inverses: the damped factors' inverses, by the layer's path.
+    inverses: inverses of their damped product, by the layer's path.
   """
 
   count: jax.Array  # type: ignore[assignment]
   weight: jax.Array
   momentum: optax.Params
   factors: dict[str, Factors]
-  inverses: dict[str, Factors]
+  inverses: dict[str, Inverse]
 
 
 def scale_by_kfac(
@@ -75,8 +79,10 @@ def scale_by_kfac(
 
   Args:
     damping: :math:`\lambda`.
-    split: ``"equal"``, the paper's :math:`\pi = 1`, or ``"trace"``, Martens and
-      Grosse's :math:`\pi^2`: the ratio of the mean diagonals of ``A`` and ``G``.
+    split: ``"equal"``, :math:`\pi = 1`, the paper's choice for autoencoders;
+      ``"trace"``, Martens and Grosse's :math:`\pi^2`, the ratio of the mean diagonals
+      of ``A`` and ``G``; or ``"none"``, the paper's choice for convnets: the inverse
+      is :math:`(A \otimes G + \lambda I)^{-1}`, by LAPACK's ``eigh`` of the factors.
     momentum: :math:`\mu`.
     factor_ema: :math:`\beta`.
     factor_update_period: :math:`T_1`.
@@ -92,17 +98,17 @@ def scale_by_kfac(
     Bahamou, Goldfarb and Ren, 2023, appendix 11.1.4; Martens and Grosse, 2015,
     section 6.3 for the split.
   """
-  checks.choice("split", split, ("equal", "trace"))
+  checks.choice("split", split, ("equal", "trace", "none"))
 
   def init(params: optax.Params) -> KfacState:
     leaves = tree.flatten(common.zeros(params))
-    eyes = {path: _identity(path, leaves) for path in _layers(leaves, layers)}
+    factors = {path: _zeros(path, leaves) for path in _layers(leaves, layers)}
     return KfacState(
       count=jnp.zeros((), jnp.int32),
       weight=jnp.zeros(()),
       momentum=common.zeros(params),
-      factors=jax.tree.map(jnp.zeros_like, eyes),
-      inverses=eyes,
+      factors=factors,
+      inverses={path: identity(pair, split) for path, pair in factors.items()},
     )
 
   def update(
@@ -128,16 +134,15 @@ def scale_by_kfac(
       weight = common.average(factor_ema, weight, jnp.ones_like(weight))
       return weight, jax.tree.map(partial(common.average, factor_ema), old, new)
 
-    def invert(inverses: dict[str, Factors]) -> dict[str, Factors]:
-      damped = {p: _damped(f, weight, damping, split) for p, f in averages.items()}
-      systems, structure = jax.tree.flatten(damped)
-      new = jax.tree.unflatten(structure, common.by_shape(spd_inverse, systems))
-      return jax.tree.map(common.keep_finite, new, inverses)
-
     weight, averages = common.every(
       factor_update_period, state.count, accumulate, (state.weight, state.factors)
     )
-    inverses = common.every(inverse_update_period, state.count, invert, state.inverses)
+    inverses = common.every(
+      inverse_update_period,
+      state.count,
+      lambda inverses: invert(_means(averages, weight), inverses, damping, split),
+      state.inverses,
+    )
     directions = tree.flatten(velocity)
     for path, inverse in inverses.items():
       directions |= _precondition(path, directions, inverse)
@@ -195,34 +200,19 @@ def _matrix(layer: str, leaves: tree.Leaves) -> jax.Array:
   return jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
 
 
-def _identity(layer: str, leaves: tree.Leaves) -> Factors:
+def _zeros(layer: str, leaves: tree.Leaves) -> Factors:
   matrix = _matrix(layer, leaves)
-  return Factors(*(jnp.eye(n, dtype=matrix.dtype) for n in matrix.shape))
+  return Factors(*(jnp.zeros((n, n), matrix.dtype) for n in matrix.shape))
 
 
-def _damped(
-  factors: Factors, weight: jax.Array, damping: jax.typing.ArrayLike, split: Split
-) -> Factors:
-  """Both factors with their share of the damping."""
-  inputs, outputs = (common.corrected(factor, weight) for factor in factors)
-  root = jnp.sqrt(jnp.asarray(damping, inputs.dtype))
-  if split == "equal":
-    return Factors(common.damped(inputs, root), common.damped(outputs, root))
-  tiny = jnp.finfo(inputs.dtype).tiny
-  ratio = (_mean_diagonal(inputs) + tiny) / (_mean_diagonal(outputs) + tiny)
-  pi = jnp.sqrt(ratio)
-  return Factors(common.damped(inputs, pi * root), common.damped(outputs, root / pi))
+def _means(averages: dict[str, Factors], weight: jax.Array) -> dict[str, Factors]:
+  """Moving averages corrected for their start at zero."""
+  return jax.tree.map(lambda average: common.corrected(average, weight), averages)
 
 
-def _mean_diagonal(matrix: jax.Array) -> jax.Array:
-  return jnp.trace(matrix) / len(matrix)
-
-
-def _precondition(layer: str, leaves: tree.Leaves, inverse: Factors) -> tree.Leaves:
+def _precondition(layer: str, leaves: tree.Leaves, inverse: Inverse) -> tree.Leaves:
   """The layer's leaves of ``A^(-1) W G^(-1)``."""
-  matrix = _matrix(layer, leaves)
-  matrix = jnp.matmul(inverse.inputs, matrix, precision=common.HIGHEST)
-  matrix = jnp.matmul(matrix, inverse.outputs, precision=common.HIGHEST)
+  matrix = multiply(inverse, _matrix(layer, leaves))
   kernel, *bias = _names(layer, leaves)
   rows = leaves[kernel].size // matrix.shape[-1]
   found = {kernel: matrix[:rows].reshape(leaves[kernel].shape)}

@@ -1,9 +1,4 @@
-"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
-
-The decompositions are LAPACK calls, and some jaxlib releases never return from several
-*batched* ones in one program on a CPU. So each is made on a lone matrix, and where a
-whole training is mapped over a grid, one matrix after another.
-"""
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
 
 from typing import NamedTuple
 
@@ -11,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.baselines import common
+from benchmarks.baselines import common, lapack
 from mbf_optax import tree
 from mbf_optax.layers import as_float
 
@@ -136,7 +131,7 @@ def scale_by_soap(
       return bases, moments
 
     def start(rotation: tuple) -> tuple:
-      return jax.tree.map(_eigenvectors, statistics), rotation[1]
+      return jax.tree.map(lambda h: lapack.eigh(h)[1], statistics), rotation[1]
 
     def renew(rotation: tuple) -> tuple:
       return jax.lax.cond(started, power_iteration, start, rotation)
@@ -191,17 +186,6 @@ def _corrected(
   return average / (1 - jnp.asarray(decay, average.dtype) ** entries)
 
 
-@jax.custom_batching.sequential_vmap
-def _eigenvectors(matrix: jax.Array) -> jax.Array:
-  """Eigenvectors in columns, largest eigenvalue first."""
-  return jnp.linalg.eigh(matrix)[1][:, ::-1]
-
-
-@jax.custom_batching.sequential_vmap
-def _orthogonal(matrix: jax.Array) -> jax.Array:
-  return jnp.linalg.qr(matrix)[0]
-
-
 def _power_iteration(
   statistics: list[jax.Array],
   bases: list[jax.Array],
@@ -213,6 +197,6 @@ def _power_iteration(
   for matrix, basis, axis in zip(statistics, bases, axes, strict=True):
     product = jnp.matmul(matrix, basis, precision=common.HIGHEST)
     order = jnp.argsort(-jnp.sum(basis * product, 0))
-    renewed.append(_orthogonal(product[:, order]))
+    renewed.append(lapack.orthogonal(product[:, order]))
     second_moment = jnp.take(second_moment, order, axis)
   return renewed, second_moment

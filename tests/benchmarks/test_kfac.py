@@ -177,14 +177,19 @@ def reference(gradients, factors, split, periods):
       inputs, outputs = (average / (1 - EMA**entries) for average in averages)
       ratio = (np.trace(inputs) / len(inputs)) / (np.trace(outputs) / len(outputs))
       pi = np.sqrt(ratio) if split == "trace" else 1.0
-      inputs = inputs + pi * np.sqrt(DAMPING) * np.eye(len(inputs))
-      outputs = outputs + np.sqrt(DAMPING) / pi * np.eye(len(outputs))
+      share = 0.0 if split == "none" else np.sqrt(DAMPING)
+      inputs = inputs + pi * share * np.eye(len(inputs))
+      outputs = outputs + share / pi * np.eye(len(outputs))
       fisher = np.kron(inputs, outputs)
+      if split == "none":
+        fisher += DAMPING * np.eye(len(fisher))
     yield np.linalg.solve(fisher, momentum)
 
 
-@pytest.mark.parametrize("split", ["equal", "trace"])
-@pytest.mark.parametrize("periods", [(1, 1), (2, 3)])
+@pytest.mark.parametrize(
+  ("split", "periods"),
+  [("equal", (1, 1)), ("equal", (2, 3)), ("trace", (2, 3)), ("none", (2, 3))],
+)
 def test_directions_are_those_of_the_dense_fisher(split, periods):
   steps = 5
   gradients, factors = random_gradients(SHAPES, steps), random_factors(steps)
@@ -286,3 +291,12 @@ def test_missing_factors_are_named():
   params = {"Dense_0": {"kernel": jnp.ones((2, 2))}}
   with pytest.raises(ValueError, match="Dense_0"):
     tx.update(params, tx.init(params), factors={})
+
+
+@pytest.mark.parametrize("split", ["equal", "none"])
+def test_inverse_of_a_fault_is_not_taken(split):
+  tx = scale_by_kfac(split=split, layers=["dense"])
+  gradients, (factors,) = random_gradients(SHAPES, 1), random_factors(1)
+  broken = {"dense": factors["dense"]._replace(inputs=jnp.full((4, 4), jnp.nan))}
+  (updates,), _ = run(tx, gradients, factors=[broken])
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))

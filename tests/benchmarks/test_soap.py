@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from benchmarks.baselines import scale_by_soap
 from tests.benchmarks.common import random_gradients, run
@@ -98,6 +99,7 @@ assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grid))
 """
 
 
+@pytest.mark.slow
 def test_many_layers_in_one_program_return():
   """Batched LAPACK calls never return from such a program in some jaxlib releases."""
   subprocess.run([sys.executable, "-c", _DEEP], check=True, timeout=300)
