@@ -43,9 +43,7 @@ def batched(shapes):
   return jax.tree.map(lambda s: (EXAMPLES, *s), shapes, is_leaf=is_shape)
 
 
-@pytest.mark.parametrize(
-  ("per_example", "periods"), [(False, (1, 1)), (False, (2, 3)), (True, (2, 3))]
-)
+@pytest.mark.parametrize(("per_example", "periods"), [(False, (2, 3)), (True, (1, 2))])
 def test_follows_numpy(per_example, periods):
   examples = random_gradients(batched(SHAPES), STEPS)
   gradients = [jax.tree.map(lambda g: g.mean(0), tree) for tree in examples]

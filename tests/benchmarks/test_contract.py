@@ -12,11 +12,11 @@ from benchmarks.baselines.kfac import Factors
 from tests.benchmarks.common import random_gradients
 
 SHAPES = {
-  "conv": {"bias": (2,), "kernel": (2, 1, 2, 2)},
-  "dense": {"bias": (2,), "kernel": (3, 2)},
+  "conv": {"bias": (2,), "kernel": (2, 2, 2, 2)},
+  "dense": {"bias": (2,), "kernel": (2, 2)},
   "norm": {"scale": (2,)},
 }
-ORDERS = {"conv": (5, 2), "dense": (4, 2)}
+ORDERS = {"conv": (9, 2), "dense": (3, 2)}
 FACTORS = {path: Factors(*map(jnp.eye, orders)) for path, orders in ORDERS.items()}
 PERIODIC = {"inverse_update_period": 2}
 MAKERS = {

@@ -2,17 +2,16 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from benchmarks.baselines import scale_by_shampoo
 from tests.benchmarks.common import random_gradients, run
 
 SHAPES = {
   "bias": (3,),
-  "conv": (2, 2, 3, 4),
-  "dense": (4, 3),
+  "conv": (2, 3, 2, 3),
+  "dense": (3, 4),
   "number": (),
-  "stack": (2, 3, 4),
+  "stack": (3, 2, 3),
 }
 GRADIENTS = random_gradients(SHAPES, 6)
 DAMPING, MOMENTUM, EMA = 0.01, 0.8, 0.7
@@ -43,8 +42,8 @@ def reference(gradients, statistics_period, inverse_period):
     yield direction
 
 
-@pytest.mark.parametrize("periods", [(1, 1), (2, 3)])
-def test_follows_numpy(periods):
+def test_follows_numpy():
+  periods = (2, 3)
   tx = scale_by_shampoo(DAMPING, MOMENTUM, EMA, *periods)
   found, _ = run(tx, GRADIENTS)
   for name in SHAPES:
