@@ -2,7 +2,7 @@
 
 :func:`capture` collects the Kronecker factors, :func:`scale_by_kfac` preconditions:
 
-    captured = kfac.capture(loss, params, batch)
+    captured = capture(loss, params, batch)
     updates, state = tx.update(
       captured.gradients, state, params, factors=captured.factors
     )

@@ -1,5 +1,7 @@
 """What the experiments ask of every baseline: dtypes, scans, grids, the last stages."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,11 +41,10 @@ each = pytest.mark.parametrize("name", MAKERS)
 (PARAMS,) = random_gradients(SHAPES, 1)
 
 
-def step(tx, params, state):
+def update(tx, params, state):
   """The loss is half a sum of squares: its gradients are the parameters."""
   tx = optax.with_extra_args_support(tx)
-  updates, state = tx.update(params, state, params, factors=FACTORS)
-  return optax.apply_updates(params, updates), state
+  return tx.update(params, state, params, factors=FACTORS)
 
 
 @pytest.mark.promotes
@@ -53,7 +54,7 @@ def test_states_and_updates_keep_their_dtypes(name, dtype):
   params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
   tx = MAKERS[name](0.1)
   state = jax.eval_shape(tx.init, params)
-  after = jax.eval_shape(lambda p, s: step(tx, p, s), params, state)
+  after = jax.eval_shape(functools.partial(update, tx), params, state)
   chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
 
 
@@ -61,7 +62,8 @@ def train(name, rate):
   tx = MAKERS[name](rate)
 
   def body(carry, _):
-    params, state = step(tx, *carry)
+    updates, state = update(tx, *carry)
+    params = optax.apply_updates(carry[0], updates)
     return (params, state), optax.tree.norm(params)
 
   _, norms = jax.lax.scan(body, (PARAMS, tx.init(PARAMS)), length=4)

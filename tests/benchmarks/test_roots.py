@@ -41,3 +41,10 @@ def test_order_one_and_not_finite():
   roots = inverse_root(matrices, 4).ravel()
   np.testing.assert_allclose(roots[0], 0.5, rtol=1e-6)
   assert not np.isfinite(roots[1:]).any()
+
+
+def test_eigenvalues_of_many_magnitudes():
+  """The smallest make the residual's error 1 as computed, for many iterations."""
+  values = np.geomspace(1e-9, 1e3, 12)
+  roots = inverse_root(jnp.float32(np.diag(values)), 4)
+  np.testing.assert_allclose(roots, np.diag(values**-0.25), rtol=1e-4, atol=1e-6)
