@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import elementwise, full, low_rank, refresh, shared, tree
+from mbf_optax import elementwise, full, low_rank, placement, refresh, shared, tree
 from mbf_optax.estimators import Damping, Estimator
 from mbf_optax.layers import Reading, from_blocks, to_blocks, wide_dtype
 
@@ -76,7 +76,7 @@ class Curvature:
         add = elementwise.accumulate
       else:
         add = functools.partial(estimator_of(reading).accumulate, reading)
-      layers[reading.path] = add(state, gradient, jnp.asarray(ema, _dtype(state)))
+      layers[reading.path] = add(state, gradient, placement.scalar(ema, _dtype(state)))
     return layers
 
   def refresh(
@@ -141,7 +141,7 @@ class Curvature:
 
   def _level(self, count: jax.Array, dtype: jax.typing.DTypeLike) -> Damping:
     value = self.damping(count) if callable(self.damping) else self.damping
-    value = jnp.asarray(value, dtype)
+    value = placement.scalar(value, dtype)
     if not self.relative_damping:
       return lambda mean_diagonal: jnp.broadcast_to(value, mean_diagonal.shape)
     return lambda mean_diagonal: jnp.where(

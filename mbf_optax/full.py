@@ -95,10 +95,15 @@ class MatrixBlocks:
   ) -> Matrices:
     corrected = state.statistics / weight
     diagonal = jnp.diagonal(corrected, axis1=-2, axis2=-1)
-    level = damping(over_layer(diagonal, reading))
-    eye = jnp.eye(reading.block_size, dtype=corrected.dtype)
+    n, order = reading.block_size, corrected.shape[-1]
+    mean = over_layer(diagonal, reading) * (order / n)  # what is spare is zero
+    level = damping(mean)
+    added = jnp.where(
+      jnp.arange(order) < n, beside(level, diagonal), beside(level + mean, diagonal)
+    )
+    eye = jnp.eye(order, dtype=corrected.dtype)
     eye = eye.reshape(*[1] * (corrected.ndim - 2), *eye.shape)
-    return Matrices(corrected + beside(level, corrected) * eye, False, level)
+    return Matrices(corrected + added[..., None] * eye, False, level)
 
   def with_inverse(
     self, state: BlockState, system: Matrices, inverses: Inverses

@@ -9,6 +9,7 @@ and every operation below is elementwise over the contiguous batch.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
   return functools.reduce(jnp.add, columns)
 
 
-def inverse(packed: jax.Array) -> jax.Array:
+def inverse(packed: Any) -> Any:
   """Inverses of packed symmetric positive definite matrices.
 
   Sweeps one pivot after another (Gauss-Jordan in place), which for positive
@@ -93,12 +94,13 @@ def inverse(packed: jax.Array) -> jax.Array:
   whole result of that matrix NaN, so that the caller can tell.
 
   Args:
-    packed: ``(n (n + 1) / 2, *batch)``, float32 or float64.
+    packed: ``(n (n + 1) / 2, *batch)``, float32 or float64, or a tree of such arrays
+      of one order, which share one loop and keep the layouts of their batches.
 
   Returns:
-    The inverses in the same shape and dtype.
+    The inverses in the same shapes and dtypes.
   """
-  n = unpacked_size(packed.shape[0])
+  n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
   rows, columns = _triangle(n)
   table = jnp.asarray(positions(n))
 
@@ -112,4 +114,7 @@ def inverse(packed: jax.Array) -> jax.Array:
     swept = swept - column[rows] * scaled[columns]
     return swept.at[entries].set(scaled.at[k].set(-reciprocal))
 
-  return -jax.lax.fori_loop(0, n, sweep, packed)
+  swept = jax.lax.fori_loop(
+    0, n, lambda k, arrays: jax.tree.map(functools.partial(sweep, k), arrays), packed
+  )
+  return jax.tree.map(jnp.negative, swept)

@@ -54,24 +54,21 @@ def _group(system: Matrices) -> tuple[bool, int, jnp.dtype]:
 def _invert_packed(
   values: list[jax.Array], previous: list[jax.Array], method: Method
 ) -> list[Inverses]:
-  def flatten(arrays: list[jax.Array]) -> jax.Array:
-    return jnp.concatenate([a.reshape(a.shape[0], -1) for a in arrays], axis=1)
+  new = _linalg_packed(values) if method == "linalg" else packed.inverse(values)
+  inverses = []
+  for fresh, old in zip(new, previous, strict=True):
+    accepted = jnp.all(jnp.isfinite(fresh), axis=0)
+    inverses.append(Inverses(jnp.where(accepted[None], fresh, old), accepted))
+  return inverses
 
-  flat = flatten(values)
-  if method == "linalg":
-    batch = jnp.moveaxis(packed.unpack(flat), -1, 0)
-    new = packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(batch), 0, -1))
-  else:
-    new = packed.inverse(flat)
-  accepted = jnp.all(jnp.isfinite(new), axis=0)
-  new = jnp.where(accepted[None], new, flatten(previous))
-  ends = _ends([v[0].size for v in values])
-  return [
-    Inverses(part.reshape(v.shape), flags.reshape(v.shape[1:]))
-    for v, part, flags in zip(
-      values, jnp.split(new, ends, axis=1), jnp.split(accepted, ends), strict=True
-    )
-  ]
+
+def _linalg_packed(values: list[jax.Array]) -> list[jax.Array]:
+  """One batched call for all of them."""
+  flat = jnp.concatenate([v.reshape(v.shape[0], -1) for v in values], axis=1)
+  batch = jnp.moveaxis(packed.unpack(flat), -1, 0)
+  new = packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(batch), 0, -1))
+  parts = jnp.split(new, _ends([v[0].size for v in values]), axis=1)
+  return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
 
 
 def _invert_matrices(

@@ -2,6 +2,9 @@
 
 The paper's spatial averaging (section 5): the average of the layer's mini-blocks
 stands in for each of them.
+
+Wide matrices are kept with rows and columns to spare, a multiple of eight, so that
+their rows divide evenly over a mesh of devices although a bias makes them odd.
 """
 
 import math
@@ -9,18 +12,25 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mbf_optax import placement
 from mbf_optax.estimators import without_faults
 from mbf_optax.full import BlockState, MatrixBlocks, identity_state
 from mbf_optax.layers import Reading
 
+WIDE = 256
 _HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def kept_order(n: int) -> int:
+  """Order of the matrix that is kept for blocks of ``n`` elements."""
+  return n if n <= WIDE else -(-n // 8) * 8
 
 
 class SharedBlocks(MatrixBlocks):
   """One ``(*stack, n, n)`` matrix a layer."""
 
   def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
-    return identity_state(reading.stack_shape, reading.block_size, dtype)
+    return identity_state(reading.stack_shape, kept_order(reading.block_size), dtype)
 
   def accumulate(
     self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
@@ -35,7 +45,7 @@ class SharedBlocks(MatrixBlocks):
   ) -> jax.Array:
     columns = _stack_leading(reading, vectors)
     product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
-    product = jnp.moveaxis(product, -2, 0)
+    product = jnp.moveaxis(placement.by_rows(product), -2, 0)[: len(vectors)]
     return product.reshape(vectors.shape)
 
 
@@ -60,6 +70,8 @@ def symmetric_product(columns: jax.Array) -> jax.Array:
 
 
 def _stack_leading(reading: Reading, vectors: jax.Array) -> jax.Array:
-  """``(n, *stack, *others)`` to ``(*stack, n, blocks of one layer)``."""
+  """``(n, *stack, *others)`` to ``(*stack, kept order, blocks of one layer)``."""
   columns = vectors.reshape(len(vectors), *reading.stack_shape, -1)
+  spare = kept_order(len(vectors)) - len(vectors)
+  columns = jnp.pad(columns, [(0, spare)] + [(0, 0)] * (columns.ndim - 1))
   return jnp.moveaxis(columns, 0, -2)

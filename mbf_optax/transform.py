@@ -1,5 +1,6 @@
 """The transformation: Algorithm 2 of the paper as ``optax`` sees it."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import checks, low_rank, refresh, tree
+from mbf_optax import checks, low_rank, placement, refresh, tree
 from mbf_optax.curvature import Curvature, Layers
 from mbf_optax.layers import Partition, Reading, as_float
 from mbf_optax.presets import flax_partition
@@ -132,7 +133,8 @@ def scale_by_mbf(
     readings = checks.readings(partition, params)
     for reading in readings:
       _LOGGER.info("%s", reading.describe())
-    return init_state(curvature, readings, params)
+    build = functools.partial(init_state, curvature, readings)
+    return placement.init(build, readings, params)
 
   def update(
     updates: optax.Updates,
@@ -149,6 +151,14 @@ def scale_by_mbf(
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(source, updates)
+    return placement.update(step, updates, state, source, warm_start)
+
+  def step(
+    updates: optax.Updates,
+    state: MbfState,
+    source: tree.Leaves,
+    warm_start: WarmStart | None,
+  ) -> tuple[optax.Updates, MbfState]:
     readings = _by_kind(partition(updates))
     if warm_start is not None:
       state = _warm(curvature, readings, state, source, warm_start)
@@ -156,7 +166,7 @@ def scale_by_mbf(
     count, layers = state.count, dict(state.curvature)
 
     velocity = jax.tree.map(
-      lambda m, g: jnp.asarray(momentum, m.dtype) * m + g.astype(m.dtype),
+      lambda m, g: placement.scalar(momentum, m.dtype) * m + g.astype(m.dtype),
       state.momentum,
       updates,
     )
@@ -237,13 +247,13 @@ def _every(
   period: jax.typing.ArrayLike, count: jax.Array, branch: Callable, *operands: Any
 ) -> Any:
   """``branch(*operands)`` at every ``period``-th count, else the operands."""
-  due = count % jnp.asarray(period, count.dtype) == 0
+  due = count % placement.scalar(period, count.dtype) == 0
   return jax.lax.cond(due, branch, lambda *unchanged: unchanged, *operands)
 
 
 def _average(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:
   """Total weight of a moving average after one more entry."""
-  ema = jnp.asarray(ema, weight.dtype)
+  ema = placement.scalar(ema, weight.dtype)
   return ema * weight + (1 - ema)
 
 
