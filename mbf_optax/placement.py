@@ -37,9 +37,7 @@ def sharding_of(array: Any) -> NamedSharding | None:
   return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def init(
-  build: Callable[[Any], Any], readings: Sequence[Reading], params: Any
-) -> Any:
+def init(build: Callable[[Any], Any], readings: Sequence[Reading], params: Any) -> Any:
   """``build(params)``, an ``MbfState``, laid out beside the parameters.
 
   No device holds more than its own part of the state, not for a moment.
@@ -85,16 +83,16 @@ def scalar(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> jax.Arra
   return array
 
 
-def by_rows(matrix: jax.Array) -> jax.Array:
-  """Keeps the columns of a product whole, so that it is computed row by row.
+def whole(matrices: jax.Array) -> jax.Array:
+  """Has every device hold whole matrices ``(..., n, m)``, as far as a mesh is known.
 
-  Where rows of the left factor and columns of the right one are divided by the same
-  mesh axis, it is then the right one that moves, however large it is.
+  A product whose left factor is divided by rows then moves the right one, never the
+  left one, however large either is.
   """
   if AxisType.Auto not in jax.sharding.get_abstract_mesh().axis_types:
-    return matrix
-  free = [PartitionSpec.UNCONSTRAINED] * (matrix.ndim - 1)
-  return jax.lax.with_sharding_constraint(matrix, PartitionSpec(*free, None))
+    return matrices
+  free = [PartitionSpec.UNCONSTRAINED] * (matrices.ndim - 2)
+  return jax.lax.with_sharding_constraint(matrices, PartitionSpec(*free, None, None))
 
 
 def _layer(reading: Reading, state: Any, sharding: NamedSharding) -> Any:

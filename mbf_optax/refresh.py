@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mbf_optax import packed
+from mbf_optax import packed, placement
 from mbf_optax.estimators import Inverses, Matrices
 from mbf_optax.inverse import pad, padded_order, spd_inverse
 
@@ -35,7 +35,7 @@ def invert(
   """
   groups = collections.defaultdict(list)
   for index, system in enumerate(systems):
-    groups[_group(system)].append(index)
+    groups[_group(index, system)].append(index)
   inverses: dict[int, Inverses] = {}
   for (is_packed, *_), members in groups.items():
     invert_group = _invert_packed if is_packed else _invert_matrices
@@ -45,10 +45,17 @@ def invert(
   return [inverses[index] for index in range(len(systems))]
 
 
-def _group(system: Matrices) -> tuple[bool, int, jnp.dtype]:
+def _group(index: int, system: Matrices) -> tuple[bool, int, jnp.dtype, int]:
+  """What the layers that are inverted together have in common.
+
+  Layers with a matrix for every block are on their own, because joining their batches
+  would tear them from the devices that they are divided over.
+  """
   values = system.values
-  size = values.shape[0] if system.is_packed else padded_order(values.shape[-1])
-  return system.is_packed, size, values.dtype
+  if system.is_packed:
+    return True, values.shape[0], values.dtype, -1
+  many = values.ndim - 2 > system.damping.ndim
+  return False, padded_order(values.shape[-1]), values.dtype, index if many else -1
 
 
 def _invert_packed(
@@ -75,19 +82,19 @@ def _invert_matrices(
   values: list[jax.Array], previous: list[jax.Array], method: Method
 ) -> list[Inverses]:
   order = max(v.shape[-1] for v in values)
-  padded = [pad(v, order).reshape(-1, order, order) for v in values]
-  batch = jnp.concatenate(padded)
-  new = jax.vmap(jnp.linalg.inv)(batch) if method == "linalg" else spd_inverse(batch)
-  accepted = jnp.all(jnp.isfinite(new), axis=(-2, -1))
-  ends = _ends([len(p) for p in padded])
+  batches = [pad(v, order) for v in values]
+  if len(batches) > 1:
+    batches = [batch.reshape(-1, order, order) for batch in batches]
+  batch = placement.whole(jnp.concatenate(batches))
+  new = jnp.linalg.inv(batch) if method == "linalg" else spd_inverse(batch)
+  parts = jnp.split(placement.whole(new), _ends([len(b) for b in batches]))
   inverses = []
-  for old, part, flags in zip(
-    previous, jnp.split(new, ends), jnp.split(accepted, ends), strict=True
-  ):
+  for part, old in zip(parts, previous, strict=True):
     n = old.shape[-1]
-    flags = flags.reshape(old.shape[:-2])
-    part = part[:, :n, :n].reshape(old.shape)
-    inverses.append(Inverses(jnp.where(flags[..., None, None], part, old), flags))
+    part = part.reshape(*old.shape[:-2], order, order)
+    accepted = jnp.all(jnp.isfinite(part), axis=(-2, -1))
+    part = jnp.where(accepted[..., None, None], part[..., :n, :n], old)
+    inverses.append(Inverses(part, accepted))
   return inverses
 
 

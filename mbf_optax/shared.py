@@ -44,8 +44,8 @@ class SharedBlocks(MatrixBlocks):
     self, reading: Reading, state: BlockState, vectors: jax.Array
   ) -> jax.Array:
     columns = _stack_leading(reading, vectors)
-    product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
-    product = jnp.moveaxis(placement.by_rows(product), -2, 0)[: len(vectors)]
+    product = jnp.matmul(state.inverse, placement.whole(columns), precision=_HIGHEST)
+    product = jnp.moveaxis(product, -2, 0)[: len(vectors)]
     return product.reshape(vectors.shape)
 
 
