@@ -34,7 +34,7 @@ def main(process: int, coordinator: str, steps: int = 100) -> None:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   data = load("digits")
-  model = Autoencoder()
+  model = Autoencoder(widths=(256, 16, 256))
   tx = mbf_adam(learning_rate=0.01)
 
   def loss_fn(params, x):
@@ -57,7 +57,13 @@ def main(process: int, coordinator: str, steps: int = 100) -> None:
       x = jax.make_array_from_process_local_data(examples, mine)
       params, state, loss = train_step(params, state, x)
       bar.set_postfix(loss=f"{loss:.2f}")
-  print(f"process {process} of {jax.process_count()}: loss {loss:.4f}")
+  leaves = jax.tree.leaves(state)
+  here = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+  everywhere = sum(leaf.nbytes for leaf in leaves)
+  print(
+    f"process {process}: loss {loss:.4f}, holds {here / 1000:.0f} of"
+    f" {everywhere / 1000:.0f} kB of optimizer state"
+  )
   jax.distributed.shutdown()
 
 

@@ -57,7 +57,6 @@ def init(build: Callable[[Any], Any], readings: Sequence[Reading], params: Any) 
   )
   if AxisType.Explicit in whole.mesh.axis_types:
     build = jax.sharding.auto_axes(build, out_sharding=shardings)
-    return jax.jit(build)(params)
   return jax.jit(build, out_shardings=shardings)(params)
 
 
@@ -76,11 +75,10 @@ def update(step: Callable, updates: Any, state: Any, *others: Any) -> Any:
 
 def scalar(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> jax.Array:
   """A hyperparameter as an array that can enter a step, wherever it was made."""
-  array = jnp.asarray(value, dtype)
-  mesh = jax.sharding.get_abstract_mesh()
-  if AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types:
-    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
-  return array
+  if isinstance(value, jax.Array) and _within_step() and sharding_of(value):
+    mesh = jax.sharding.get_abstract_mesh()
+    value = jax.sharding.reshard(value, NamedSharding(mesh, PartitionSpec()))
+  return jnp.asarray(value, dtype)
 
 
 def whole(matrices: jax.Array) -> jax.Array:
@@ -89,10 +87,15 @@ def whole(matrices: jax.Array) -> jax.Array:
   A product whose left factor is divided by rows then moves the right one, never the
   left one, however large either is.
   """
-  if AxisType.Auto not in jax.sharding.get_abstract_mesh().axis_types:
+  if not _within_step():
     return matrices
   free = [PartitionSpec.UNCONSTRAINED] * (matrices.ndim - 2)
   return jax.lax.with_sharding_constraint(matrices, PartitionSpec(*free, None, None))
+
+
+def _within_step() -> bool:
+  """Whether a mesh is known whose axes XLA divides arrays over."""
+  return AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
 
 
 def _layer(reading: Reading, state: Any, sharding: NamedSharding) -> Any:

@@ -1,0 +1,33 @@
+"""The example that trains one model by two processes."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def test_two_processes_train_one_model():
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles twice as fast
+  }
+  finished = subprocess.run(
+    [sys.executable, "-c", "import multi_host; multi_host.start(steps=12)"],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=280,
+    check=False,
+  )
+  assert finished.returncode == 0, finished.stderr
+  line = r"^process (\d): loss ([\d.]+), holds (\d+) of (\d+) kB"
+  results = sorted(re.findall(line, finished.stdout, re.M))
+  assert [process for process, *_ in results] == ["0", "1"]
+  (_, loss, here, everywhere), other = results
+  assert other[1:] == (loss, here, everywhere)  # one model, in equal halves
+  assert float(loss) < 35  # it was 44
+  assert int(here) < 0.55 * int(everywhere)
