@@ -98,12 +98,15 @@ class MatrixBlocks:
     n, order = reading.block_size, corrected.shape[-1]
     mean = over_layer(diagonal, reading) * (order / n)  # what is spare is zero
     level = damping(mean)
-    added = jnp.where(
-      jnp.arange(order) < n, beside(level, diagonal), beside(level + mean, diagonal)
-    )
     eye = jnp.eye(order, dtype=corrected.dtype)
     eye = eye.reshape(*[1] * (corrected.ndim - 2), *eye.shape)
-    return Matrices(corrected + added[..., None] * eye, False, level)
+    damped = corrected + beside(level, corrected) * eye
+    if order > n:  # an average element, so that it is no extreme one
+      spare = (jnp.arange(order) >= n).astype(eye.dtype)
+      damped = damped + beside(mean, corrected) * eye * spare.reshape(
+        *eye.shape[:-2], 1, order
+      )
+    return Matrices(damped, False, level)
 
   def with_inverse(
     self, state: BlockState, system: Matrices, inverses: Inverses

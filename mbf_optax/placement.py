@@ -102,7 +102,7 @@ def _layer(reading: Reading, state: Any, sharding: NamedSharding) -> Any:
   """Shardings of a layer's state, given that of its weight array."""
   mesh, axes = sharding.mesh, _names(sharding, len(reading.shape))
 
-  def placed(*axes: Names | None) -> NamedSharding:
+  def placed(*axes: Names | None) -> Any:
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))
 
   if isinstance(state, ElementwiseState):
@@ -123,7 +123,8 @@ def _layer(reading: Reading, state: Any, sharding: NamedSharding) -> Any:
       damping=leading,
     )
   is_packed = state.statistics.ndim == len(batch) + 1
-  return BlockState(*[trailing if is_packed else leading] * 2)
+  blocks = trailing if is_packed else leading
+  return BlockState(blocks, blocks)
 
 
 def _names(sharding: NamedSharding, ndim: int) -> list[Names]:

@@ -23,7 +23,7 @@ SHAPES = {
   "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
   "embed": {"embedding": (32, 16)},
   "full": {"kernel": (8, 16), "bias": (16,)},
-  "large": {"kernel": (40, 16)},
+  "large": {"kernel": (72, 16)},
   "low_rank": {"kernel": (64, 16), "bias": (16,)},
   "norm": {"scale": (16,)},
   "up": {"kernel": (256, 512), "bias": (512,)},

@@ -32,7 +32,7 @@ ELEMENTWISE = {
 }
 MESH_AXIS = {"data": None, "fsdp": "x", "tensor": "y"}
 # What keeps a matrix: packed triangles, one of each block, shared by a layer.
-MATRICES = [[45, 8, 16], [45, 16], [16, 40, 40], [16, 3, 65], [6, 16], [264, 264]]
+MATRICES = [[45, 8, 16], [45, 16], [16, 72, 72], [16, 3, 65], [6, 16], [264, 264]]
 
 
 @pytest.fixture(scope="module")
