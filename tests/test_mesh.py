@@ -57,7 +57,7 @@ def cases():
   found = {}
   try:
     for process in processes:
-      printed, complaints = process.communicate(timeout=280)
+      printed, complaints = process.communicate(timeout=550)
       assert process.returncode == 0, complaints
       found |= {tuple(c.pop("case")): c for c in map(json.loads, printed.splitlines())}
   finally:
