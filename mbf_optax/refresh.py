@@ -6,7 +6,7 @@ program grows with the number of distinct sizes and not with the depth of the ne
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -46,36 +46,58 @@ def invert(
 
 
 def _group(index: int, system: Matrices) -> tuple[bool, int, jnp.dtype, int]:
-  """What the layers that are inverted together have in common.
-
-  Layers with a matrix for every block are on their own, because joining their batches
-  would tear them from the devices that they are divided over.
-  """
+  """What the layers that are inverted together have in common."""
   values = system.values
   if system.is_packed:
     return True, values.shape[0], values.dtype, -1
   many = values.ndim - 2 > system.damping.ndim
-  return False, padded_order(values.shape[-1]), values.dtype, index if many else -1
+  alone = many and not _may_join()
+  return False, padded_order(values.shape[-1]), values.dtype, index if alone else -1
+
+
+def _may_join() -> bool:
+  """Whether batches of different layers may become one.
+
+  One batch compiles faster than many, but with several devices it would tear the layers
+  from those that they are divided over.
+  """
+  return jax.device_count() == 1
 
 
 def _invert_packed(
   values: list[jax.Array], previous: list[jax.Array], method: Method
 ) -> list[Inverses]:
-  new = _linalg_packed(values) if method == "linalg" else packed.inverse(values)
-  inverses = []
-  for fresh, old in zip(new, previous, strict=True):
-    accepted = jnp.all(jnp.isfinite(fresh), axis=0)
-    inverses.append(Inverses(jnp.where(accepted[None], fresh, old), accepted))
-  return inverses
+  if method == "linalg":
+    new = _joined(_linalg_packed, values)
+  elif _may_join():
+    new = _joined(packed.inverse, values)
+  else:
+    new = [_finite_or_nan(fresh) for fresh in packed.inverse(values)]
+  return [
+    Inverses(jnp.where(jnp.isnan(fresh), old, fresh), ~jnp.isnan(fresh[0]))
+    for fresh, old in zip(new, previous, strict=True)
+  ]
 
 
-def _linalg_packed(values: list[jax.Array]) -> list[jax.Array]:
-  """One batched call for all of them."""
-  flat = jnp.concatenate([v.reshape(v.shape[0], -1) for v in values], axis=1)
-  batch = jnp.moveaxis(packed.unpack(flat), -1, 0)
-  new = packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(batch), 0, -1))
+def _joined(
+  function: Callable[[jax.Array], jax.Array], values: list[jax.Array]
+) -> list[jax.Array]:
+  """``function`` of all packed matrices as one batch, refused ones wholly NaN."""
+  new = function(jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1))
+  new = _finite_or_nan(new)
   parts = jnp.split(new, _ends([v[0].size for v in values]), axis=1)
   return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
+
+
+def _finite_or_nan(inverses: jax.Array) -> jax.Array:
+  """Packed inverses, those with an element that is not finite wholly NaN."""
+  accepted = jnp.all(jnp.isfinite(inverses), axis=0, keepdims=True)
+  return jnp.where(accepted, inverses, jnp.nan)
+
+
+def _linalg_packed(values: jax.Array) -> jax.Array:
+  matrices = jnp.moveaxis(packed.unpack(values), -1, 0)
+  return packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(matrices), 0, -1))
 
 
 def _invert_matrices(

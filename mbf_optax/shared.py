@@ -52,11 +52,11 @@ class SharedBlocks(MatrixBlocks):
 def symmetric_product(columns: jax.Array) -> jax.Array:
   """``A A^T`` for ``(..., n, m)``, computing only one of each pair of mirror images.
 
-  Halving down to 512 rows spares a third of the operations; below that a single
+  Halving down to 576 rows spares a third of the operations; below that a single
   product is as fast.
   """
   n = columns.shape[-2]
-  if n <= 512:
+  if n <= 576:
     return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
   upper, lower = columns[..., : n // 2, :], columns[..., n // 2 :, :]
   mixed = jnp.matmul(upper, lower.mT, precision=_HIGHEST)
