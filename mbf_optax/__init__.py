@@ -1,6 +1,7 @@
 """The Mini-Block Fisher method for optax."""
 
 from mbf_optax.alias import mbf, mbf_adam
+from mbf_optax.checkpoint import check_state
 from mbf_optax.grafting import GraftState, graft
 from mbf_optax.layers import Layer, Partition, Reading
 from mbf_optax.metrics import LayerMetrics, metrics
@@ -19,6 +20,7 @@ __all__ = [
   "Partition",
   "Reading",
   "__version__",
+  "check_state",
   "equinox_partition",
   "flax_partition",
   "graft",

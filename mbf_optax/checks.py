@@ -99,6 +99,33 @@ def same_structure(updates: Any, momentum: Any) -> None:
       )
 
 
+def same_state(state: Any, expected: Any) -> None:
+  """Raises a ``ValueError`` at the first entry of a state that is not as expected.
+
+  Both are trees of whatever has a shape and a dtype; their containers may differ.
+  """
+  given, wanted = _entries(state), _entries(expected)
+  for path in (*wanted, *given):
+    has, should = given.get(path, "missing"), wanted.get(path, "absent")
+    if has != should:
+      raise ValueError(
+        f"mbf_optax: the state's {path!r} is {has} but should be {should}. It was made"
+        " with another partition, other parameters or another version of mbf_optax:"
+        " restore it with those, or start anew from tx.init(params)."
+      )
+
+
+def _entries(state: Any) -> dict[str, str]:
+  """Dtype and shape of every leaf by its path."""
+  pairs, _ = jax.tree_util.tree_flatten_with_path(state)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{jnp.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
+    )
+    for path, leaf in pairs
+  }
+
+
 def curvature_leaves(curvature_gradients: Any, updates: Any) -> tree.Leaves:
   """Leaves of the second gradient for every leaf of the first.
 

@@ -103,7 +103,8 @@ def scale_by_mbf(
   Raises:
     ValueError: here for a hyperparameter out of its range; in ``init`` for integer
       parameters or a partition that does not fit them; in ``update`` for gradients that
-      differ from the parameters in structure or shape.
+      differ from the parameters in structure or shape, and for a state of another
+      partition, see :func:`check_state`.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax
@@ -151,6 +152,10 @@ def scale_by_mbf(
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(source, updates)
+    layout = jax.eval_shape(
+      lambda m: curvature.init(partition(updates), m), tree.flatten(state.momentum)
+    )
+    checks.same_state({"curvature": state.curvature}, {"curvature": layout})
     return placement.update(step, updates, state, source, warm_start)
 
   def step(
