@@ -75,6 +75,7 @@ class Curvature:
       if reading.layer.elementwise:
         add = elementwise.accumulate
       else:
+        gradient = gradient.astype(_dtype(state))
         add = functools.partial(estimator_of(reading).accumulate, reading)
       layers[reading.path] = add(state, gradient, placement.scalar(ema, _dtype(state)))
     return layers

@@ -36,7 +36,7 @@ def accumulate(
   state: ElementwiseState, gradient: jax.Array, ema: jax.Array
 ) -> ElementwiseState:
   """State with one more gradient in its moving average."""
-  square = jnp.square(jnp.abs(gradient))
+  square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
   square = jnp.where(jnp.isfinite(square), square, 0)
   return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
 
@@ -51,9 +51,9 @@ def precondition(
   """Directions ``(1, *shape)``; ``weight`` is the bias correction ``c``."""
   corrected = state.second_moment / weight
   if reading.layer.estimator == "rms":
-    divisor = jnp.sqrt(corrected) + _EPSILON
+    divisor = jnp.where(corrected > 0, jnp.sqrt(corrected) + _EPSILON, 0)
   else:
     level = damping(over_layer(corrected[0], reading))
     divisor = corrected + beside(level, corrected[0])[None]
-  divisor = jnp.where(divisor > 0, divisor, jnp.inf)  # no gradient yet, no damping
+  divisor = jnp.where(divisor > 0, divisor, jnp.inf)  # no usable gradient yet
   return momentum / divisor.astype(momentum.dtype)

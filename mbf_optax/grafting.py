@@ -41,8 +41,9 @@ def graft(
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
 
   Returns:
-    The transformation; extra arguments reach both parts. Norms are computed in float32
-    or wider, updates come in the gradients' dtype.
+    The transformation; extra arguments reach both parts. Both parts, their states and
+    the norms are float32 or wider, updates come in the gradients' dtype. The magnitude
+    sees zeros in place of elements that are not finite or overflow when squared.
 
   Examples:
     >>> import jax.numpy as jnp, optax, mbf_optax
@@ -62,7 +63,7 @@ def graft(
   magnitude = optax.with_extra_args_support(magnitude)
 
   def init(params: optax.Params) -> GraftState:
-    return GraftState(direction.init(params), magnitude.init(params))
+    return GraftState(direction.init(params), magnitude.init(_wide(params)))
 
   def update(
     updates: optax.Updates,
@@ -70,11 +71,12 @@ def graft(
     params: optax.Params | None = None,
     **extra_args: Any,
   ) -> tuple[optax.Updates, GraftState]:
+    wide = _wide(updates)
     along, direction_state = direction.update(
-      updates, state.direction, params, **extra_args
+      wide, state.direction, params, **extra_args
     )
     sized, magnitude_state = magnitude.update(
-      updates, state.magnitude, params, **extra_args
+      _without_faults(wide), state.magnitude, params, **extra_args
     )
     along_leaves, leaves = tree.flatten(along), tree.flatten(sized)
     for reading in partition(updates):
@@ -85,6 +87,22 @@ def graft(
     return grafted, GraftState(direction_state, magnitude_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wide(updates: optax.Updates) -> optax.Updates:
+  """In float32 or wider.
+
+  float16 holds neither a direction of any length nor squares of small gradients, and
+  averages in bfloat16 stand still.
+  """
+  return jax.tree.map(as_float, updates)
+
+
+def _without_faults(updates: optax.Updates) -> optax.Updates:
+  """With zeros for what cannot be squared: it would stay in Adam's moments for good."""
+  return jax.tree.map(
+    lambda leaf: jnp.where(jnp.isfinite(jnp.square(jnp.abs(leaf))), leaf, 0), updates
+  )
 
 
 def _resized(reading: Reading, along: tree.Leaves, sized: tree.Leaves) -> tree.Leaves:

@@ -92,10 +92,14 @@ class LowRankBlocks:
   def with_inverse(
     self, state: LowRankState, system: Matrices, inverses: Inverses
   ) -> LowRankState:
-    damping = beside(system.damping, state.damping)
+    damping = jnp.broadcast_to(
+      beside(system.damping, state.damping), state.damping.shape
+    )
+    # Gradients in general position invert without damping, which then divides.
+    accepted = inverses.accepted & (damping >= jnp.finfo(damping.dtype).tiny)
     return state._replace(
-      inverse=inverses.values,
-      damping=jnp.where(inverses.accepted, damping, state.damping),
+      inverse=jnp.where(accepted[None], inverses.values, state.inverse),
+      damping=jnp.where(accepted, damping, state.damping),
     )
 
   def precondition(
