@@ -95,8 +95,11 @@ class LowRankBlocks:
     damping = jnp.broadcast_to(
       beside(system.damping, state.damping), state.damping.shape
     )
-    # Gradients in general position invert without damping, which then divides.
-    accepted = inverses.accepted & (damping >= jnp.finfo(damping.dtype).tiny)
+    # Gradients in general position invert without damping, but then it divides: what
+    # rounding leaves of the difference would overflow.
+    precision = jnp.finfo(damping.dtype)
+    least = precision.eps**2 * jnp.sum(packed.diagonal(system.values), axis=0)
+    accepted = inverses.accepted & (damping >= jnp.maximum(least, precision.tiny))
     return state._replace(
       inverse=jnp.where(accepted[None], inverses.values, state.inverse),
       damping=jnp.where(accepted, damping, state.damping),
