@@ -109,8 +109,7 @@ def test_gradients_of_any_dtype_keep_the_state(name):
       gradients = common.random_tree(1, NETWORK, gradients)
       tx = common.make(name, partition=PARTITION, weight_decay=0.0)
       state = jax.eval_shape(tx.init, params)
-      updates, new = jax.eval_shape(tx.update, gradients, state, params)
-      chex.assert_trees_all_equal_dtypes(updates, gradients)
+      _, new = jax.eval_shape(tx.update, gradients, state, params)
       ours, kept = (optax.tree.get(s, "curvature") for s in (state, new))
       chex.assert_trees_all_equal_shapes_and_dtypes(ours, kept)
 
