@@ -81,7 +81,10 @@ def test_direction_of_one_and_length_of_the_other(other):
       np.testing.assert_allclose(np.linalg.norm(result), np.linalg.norm(a), rtol=1e-5)
       np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
     for module, leaf in ELEMENTWISE:
-      np.testing.assert_array_equal(given[module][leaf], sized[module][leaf])
+      # Compiled in another program, Adam's own arithmetic rounds differently.
+      np.testing.assert_allclose(
+        given[module][leaf], sized[module][leaf], rtol=1e-6, atol=1e-7
+      )
 
 
 def test_where_directions_agree_the_update_is_the_others():
