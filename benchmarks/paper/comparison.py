@@ -1,4 +1,4 @@
-"""Searches every optimizer's setting, trains with the best from fresh seeds, times it."""
+"""Searches every optimizer's setting, trains with the best and times it."""
 
 import contextlib
 import pathlib

@@ -63,9 +63,7 @@ def _inside(paths: np.ndarray, size: int) -> np.ndarray:
 
 
 def _ink(paths: np.ndarray, size: int) -> np.ndarray:
-  """Draws with a round pen: one where the stroke's middle passes, falling off as
-  a Gaussian of the distance.
-  """
+  """Images of the paths drawn with a round pen whose profile is a Gaussian."""
   offsets = paths[:, :, None, :] - np.arange(size)[:, None]
   profile = np.exp(-(offsets**2) / (2 * _WIDTH**2)).astype(np.float32)
   spacing = np.linalg.norm(np.diff(paths, axis=1), axis=-1).mean(1)

@@ -106,7 +106,7 @@ def faces(options: Options, half: bool = False) -> Data:
     mean, scale = data.x_train.mean(), 1 / data.x_train.std()
   else:
     arrays = np.load(_extra(options, "faces_like.npz"))
-    mean, scale = np.float32(arrays["mean"]), np.float32(arrays["scale"])
+    mean, scale = arrays["mean"][..., None], arrays["scale"]
     names = ("x_train", "y_train", "x_test", "y_test")
     data = Data(*(arrays[name].astype(np.float32) for name in names))
     data = data._replace(

@@ -1,6 +1,5 @@
 """Seconds a step of optimizers, each trained alone, in turn, and compiled first."""
 
-import functools
 import time
 from collections.abc import Mapping
 
@@ -9,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Optimizer, Setting, Trainer, run_chunk
+from benchmarks.paper.training import Optimizer, Setting, Trainer
 
 
 def seconds_per_step(
@@ -46,27 +45,19 @@ def seconds_per_step(
 
 
 class _Alone:
-  """One setting trained from one seed, without ``vmap``."""
+  """One setting trained from one seed without ``vmap``, on the same batches again."""
 
   def __init__(self, task: Task, optimizer: Optimizer, setting: Setting, length: int):
+    self.seconds: list[float] = []
     trainer = Trainer(task, optimizer, [setting], [0])
+    self._chunk = trainer.compiled.alone
     arguments = trainer.arguments(trainer.start(1).carry, 0, length)
-    hyper, carry, key, order, self._numbers, data = arguments
-    one = functools.partial(jax.tree.map, lambda x: x[0, 0] if x.ndim else x)
-    self._carry, self._length = one(carry), length
-    hyper, key, order = jax.tree.map(lambda x: x[0], (hyper, key, order))
-    chunk = jax.jit(functools.partial(run_chunk, task, optimizer), donate_argnums=1)
-    fixed = hyper, key, order, data
-    self._chunk = chunk.lower(*self._arguments(fixed)).compile()
-    self._fixed, self.seconds = fixed, []
+    self._hyper, carry, *self._inputs = trainer.first(arguments)
+    self._carry, _ = self._chunk(self._hyper, carry, *self._inputs)  # compiles
 
   def time_chunk(self) -> None:
-    arguments = jax.block_until_ready(self._arguments(self._fixed))
+    jax.block_until_ready(self._carry)
     start = time.perf_counter()
-    self._carry, losses = jax.block_until_ready(self._chunk(*arguments))
+    self._carry, _ = self._chunk(self._hyper, self._carry, *self._inputs)
+    jax.block_until_ready(self._carry)
     self.seconds.append(time.perf_counter() - start)
-    self._numbers = self._numbers + self._length
-
-  def _arguments(self, fixed: tuple) -> tuple:
-    hyper, key, order, data = fixed
-    return hyper, self._carry, key, order, self._numbers, data

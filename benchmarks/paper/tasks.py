@@ -1,7 +1,8 @@
 """What is trained: a network, its loss on a batch, its data and its metrics."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,11 @@ Batch = Any
 Metrics = dict[str, jax.Array]
 
 
-class Task(NamedTuple):
+EVALUATED = 5_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
   """A training problem; every function can be jitted and vmapped.
 
   Attributes:
@@ -44,7 +49,7 @@ class Task(NamedTuple):
   test: Batch
   batch_size: int
   steps: int
-  evaluated: int = 5_000
+  evaluated: int = EVALUATED
   sampled_loss: Callable[[Variables, Batch, jax.Array], jax.Array] | None = None
 
 
@@ -55,6 +60,7 @@ def reconstruction(
   batch_size: int,
   steps: int,
   squared: bool = False,
+  evaluated: int = EVALUATED,
 ) -> Task:
   """Images to themselves through an autoencoder.
 
@@ -66,6 +72,7 @@ def reconstruction(
     steps: number of updates.
     squared: half the squared error instead of the binary cross-entropy, summed over
       the pixels either way.
+    evaluated: rows, at most, that metrics average over.
 
   Returns:
     The task; its metrics are the loss.
@@ -98,7 +105,8 @@ def reconstruction(
     test,
     batch_size,
     steps,
-    sampled_loss=sampled_loss,
+    evaluated,
+    sampled_loss,
   )
 
 

@@ -2,13 +2,14 @@
 
 Two nested ``vmap``s, over settings and over seeds, run whole chunks of training steps.
 The optimizer is built inside from traced hyperparameters. Whole numbers in its state
-(step counters) stay out of the ``vmap``s, so that a ``lax.cond`` on them stays one and a
-refresh every hundred steps costs what it should.
+(step counters) stay out of the ``vmap``s, so that a ``lax.cond`` on them stays one and
+a refresh every hundred steps costs what it should.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+import mbf_optax
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
@@ -57,21 +59,43 @@ def with_sampled(
   return value, mutable, gradient, {"curvature_gradients": sampled}
 
 
-class Optimizer(NamedTuple):
+def warm(
+  task: Task,
+  tx: optax.GradientTransformation,
+  state: optax.OptState,
+  variables: Variables,
+  batches: Iterable[Batch],
+) -> optax.OptState:
+  """MBF's warm start, as an optimizer's ``prepare``."""
+
+  @jax.jit
+  def gradient(variables: Variables, batch: Batch) -> optax.Updates:
+    return empirical(task, variables, batch, jax.random.key(0))[2]
+
+  gradients = (gradient(variables, batch) for batch in batches)
+  return mbf_optax.warm_start(tx, state, variables["params"], gradients)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
   """An optimizer with the settings to try it with.
 
   Attributes:
-    build: from the hyperparameters of a setting, traced, to a transformation.
+    build: from the hyperparameters of a setting, traced, to a transformation. What has
+      been compiled for one ``build`` is used again for other settings.
     settings: values of those hyperparameters, under the same names in each.
     gradient: what a step computes from a batch.
     prepare: from the task, the transformation, its fresh state, the variables and an
       iterator of batches to the state to train with: a warm start. Not jitted.
+    common: names of hyperparameters that have one value for all settings that are
+      trained side by side, such as periods, on which a ``lax.cond`` depends.
   """
 
   build: Callable[..., optax.GradientTransformation]
   settings: Sequence[Setting]
   gradient: Gradient = empirical
   prepare: Callable[..., Any] | None = None
+  common: tuple[str, ...] = ()
 
 
 class Runs(NamedTuple):
@@ -177,8 +201,38 @@ def _update(bar: tqdm | None, steps: int) -> None:
     bar.update(steps)
 
 
+class Compiled:
+  """What is compiled for a task and an optimizer, whatever its settings and seeds."""
+
+  def __init__(
+    self,
+    task: Task,
+    build: Callable[..., optax.GradientTransformation],
+    gradient: Gradient,
+    common: tuple[str, ...],
+    names: tuple[str, ...],
+  ):
+    self.train = jax.tree.map(jnp.asarray, task.train)
+    self.axes = _batched_axes(task, build, names)
+    self.hyper_axes = {name: None if name in common else 0 for name in names}
+    chunk = functools.partial(run_chunk, task, build, gradient)
+    self.alone = jax.jit(chunk, donate_argnums=1)
+    inner = jax.vmap(chunk, (None, self.axes, 0, 0, None, None), (self.axes, 0))
+    outer = jax.vmap(inner, (self.hyper_axes, self.axes, *[None] * 4), (self.axes, 0))
+    self.chunk = jax.jit(outer, donate_argnums=1)
+    self.fresh = jax.jit(functools.partial(_fresh, task, build))
+    slices = {"train": _slices(task, task.train), "test": _slices(task, task.test)}
+    metrics = jax.vmap(
+      jax.vmap(functools.partial(_metrics, task), (0, None)), (0, None)
+    )
+    self.metrics = jax.jit(lambda variables: metrics(variables, slices))
+
+
+_compiled = functools.lru_cache(maxsize=8)(Compiled)
+
+
 class Trainer:
-  """Compiled chunks of training for a number of settings and seeds."""
+  """Chunks of training for a number of settings and seeds."""
 
   def __init__(
     self,
@@ -189,29 +243,23 @@ class Trainer:
   ):
     self._task, self._optimizer, self._seeds = task, optimizer, list(seeds)
     self._shape = len(settings), len(self._seeds)
+    columns = {name: [setting[name] for setting in settings] for name in settings[0]}
     self._hyper = {
-      name: jnp.asarray([setting[name] for setting in settings], jnp.float32)
-      for name in settings[0]
+      name: jnp.float32(values[0] if name in optimizer.common else values)
+      for name, values in columns.items()
     }
     self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds))
-    self._train = jax.tree.map(jnp.asarray, task.train)
-    fresh = functools.partial(_fresh, task, optimizer)
-    one = {name: jnp.float32(value) for name, value in settings[0].items()}
-    self._axes = _batched_axes(jax.eval_shape(fresh, one, self._keys[0]))
-    chunk = functools.partial(run_chunk, task, optimizer)
-    inner = jax.vmap(chunk, (None, self._axes, 0, 0, None, None), (self._axes, 0))
-    outer = jax.vmap(inner, (0, self._axes, *[None] * 4), (self._axes, 0))
-    self.chunk = jax.jit(outer, donate_argnums=1)
-    self._evaluate = jax.jit(self._metrics)
+    self.compiled = _compiled(
+      task, optimizer.build, optimizer.gradient, optimizer.common, tuple(columns)
+    )
 
   def start(self, points: int) -> Progress:
     """Every run before its first step."""
-    begin = functools.partial(_begin, self._task, self._optimizer)
-    inner = jax.vmap(begin, (None, 0, 0, None), self._axes)
-    outer = jax.vmap(inner, (0, None, None, None), self._axes)
-    order = self._order(0, _WARM_BATCHES)
-    carry = outer(self._hyper, self._keys, order, self._train)
-    names = jax.eval_shape(self._metrics, carry.variables)
+    compiled = self.compiled
+    inner = jax.vmap(self._begin, (None, 0, 0), compiled.axes)
+    outer = jax.vmap(inner, (compiled.hyper_axes, None, None), compiled.axes)
+    carry = outer(self._hyper, self._keys, self._order(0, _WARM_BATCHES))
+    names = jax.eval_shape(compiled.metrics, carry.variables)
     return Progress(
       carry,
       np.full((*self._shape, self._task.steps), np.nan, np.float32),
@@ -220,34 +268,48 @@ class Trainer:
 
   def advance(self, carry: Carry, done: int, steps: int) -> tuple[Carry, jax.Array]:
     """The runs after ``steps`` more steps, and losses ``(settings, seeds, steps)``."""
-    return self.chunk(*self.arguments(carry, done, steps))
+    return self.compiled.chunk(*self.arguments(carry, done, steps))
 
   def arguments(self, carry: Carry, done: int, steps: int) -> tuple:
-    """What ``chunk`` takes."""
+    """What ``compiled.chunk`` takes."""
     numbers = jnp.arange(done, done + steps)
     order = self._order(done, steps)
-    return self._hyper, carry, self._keys, order, numbers, self._train
+    return self._hyper, carry, self._keys, order, numbers, self.compiled.train
+
+  def first(self, arguments: tuple) -> tuple:
+    """``arguments`` of the first setting and seed alone, for ``compiled.alone``."""
+    hyper, carry, keys, order, numbers, data = arguments
+    hyper = {
+      name: value if value.ndim == 0 else value[0] for name, value in hyper.items()
+    }
+    carry = jax.tree.map(lambda x: x[0, 0] if x.ndim else x, carry)
+    return hyper, carry, keys[0], order[0], numbers, data
 
   def evaluate(self, carry: Carry) -> dict[str, np.ndarray]:
     """Metrics on training and held-out data, each ``(settings, seeds)``."""
-    return jax.device_get(self._evaluate(carry.variables))
+    return jax.device_get(self.compiled.metrics(carry.variables))
+
+  def _begin(
+    self, hyper: dict[str, jax.Array], key: jax.Array, order: jax.Array
+  ) -> Carry:
+    """One run before its first step, warm where the optimizer prepares it."""
+    carry, optimizer = self.compiled.fresh(hyper, key), self._optimizer
+    if optimizer.prepare is None:
+      return carry
+    batches = (_take(self.compiled.train, rows) for rows in order)
+    tx, task = optimizer.build(**hyper), self._task
+    state = optimizer.prepare(task, tx, carry.state, carry.variables, batches)
+    return carry._replace(state=state)
 
   def _order(self, done: int, steps: int) -> jax.Array:
     rows = [batch_rows(self._task, seed, done, steps) for seed in self._seeds]
     return jnp.asarray(np.stack(rows))
 
-  def _metrics(self, variables: Variables) -> Metrics:
-    values = {}
-    for name, data in (("train", self._task.train), ("test", self._task.test)):
-      mean = functools.partial(mean_metrics, self._task, _slices(self._task, data))
-      metrics = jax.vmap(jax.vmap(mean))(variables)
-      values |= {f"{name} {metric}": value for metric, value in metrics.items()}
-    return values
-
 
 def run_chunk(
   task: Task,
-  optimizer: Optimizer,
+  build: Callable[..., optax.GradientTransformation],
+  gradient: Gradient,
   hyper: dict[str, jax.Array],
   carry: Carry,
   key: jax.Array,
@@ -259,7 +321,8 @@ def run_chunk(
 
   Args:
     task: what to train.
-    optimizer: how.
+    build: from hyperparameters to the optimizer.
+    gradient: what a step computes from a batch.
     hyper: one setting.
     carry: the run so far.
     key: of the run.
@@ -270,16 +333,16 @@ def run_chunk(
   Returns:
     The run afterwards, and the losses before each step.
   """
-  tx = optax.with_extra_args_support(optimizer.build(**hyper))
+  tx = optax.with_extra_args_support(build(**hyper))
 
   def step(carry: Carry, inputs: tuple) -> tuple[Carry, jax.Array]:
     number, rows = inputs
     variables = carry.variables
-    loss, mutable, gradient, extra = optimizer.gradient(
+    loss, mutable, gradients, extra = gradient(
       task, variables, _take(data, rows), jax.random.fold_in(key, number)
     )
     params = variables["params"]
-    updates, state = tx.update(gradient, carry.state, params, **extra)
+    updates, state = tx.update(gradients, carry.state, params, **extra)
     params = optax.apply_updates(params, updates)
     return Carry({**variables, **mutable, "params": params}, state), loss
 
@@ -303,10 +366,13 @@ def batch_rows(task: Task, seed: int, done: int, steps: int) -> np.ndarray:
   return np.stack(rows)
 
 
-def mean_metrics(task: Task, slices: Batch, variables: Variables) -> Metrics:
+def _metrics(task: Task, variables: Variables, slices: dict[str, Batch]) -> Metrics:
   """Means of the metrics over slices ``(slices, rows, ...)`` of data."""
-  values = jax.lax.map(lambda batch: task.metrics(variables, batch), slices)
-  return jax.tree.map(lambda value: value.mean(0), values)
+  means = {}
+  for name, data in slices.items():
+    values = jax.lax.map(lambda batch: task.metrics(variables, batch), data)
+    means |= {f"{name} {metric}": value.mean(0) for metric, value in values.items()}
+  return means
 
 
 def _slices(task: Task, data: Batch) -> Batch:
@@ -315,7 +381,7 @@ def _slices(task: Task, data: Batch) -> Batch:
   batch = min(task.batch_size, size)
   count = max(1, min(size, task.evaluated) // batch)
   rows = np.linspace(0, size - 1, count * batch).astype(np.int32)
-  return _take(jax.tree.map(jnp.asarray, data), rows.reshape(count, batch))
+  return jax.tree.map(jnp.asarray, _take(data, rows.reshape(count, batch)))
 
 
 def _take(data: Batch, rows: Any) -> Batch:
@@ -323,32 +389,24 @@ def _take(data: Batch, rows: Any) -> Batch:
 
 
 def _fresh(
-  task: Task, optimizer: Optimizer, hyper: dict[str, jax.Array], key: jax.Array
-) -> Carry:
-  variables = task.init(key)
-  return Carry(variables, optimizer.build(**hyper).init(variables["params"]))
-
-
-def _begin(
   task: Task,
-  optimizer: Optimizer,
+  build: Callable[..., optax.GradientTransformation],
   hyper: dict[str, jax.Array],
   key: jax.Array,
-  order: jax.Array,
-  data: Batch,
 ) -> Carry:
-  """One run before its first step, warm where the optimizer prepares it."""
-  carry = jax.jit(functools.partial(_fresh, task, optimizer))(hyper, key)
-  if optimizer.prepare is None:
-    return carry
-  batches = (_take(data, rows) for rows in order)
-  tx = optimizer.build(**hyper)
-  state = optimizer.prepare(task, tx, carry.state, carry.variables, batches)
-  return carry._replace(state=state)
+  variables = task.init(key)
+  return Carry(variables, build(**hyper).init(variables["params"]))
 
 
-def _batched_axes(carry: Carry) -> Carry:
+def _batched_axes(
+  task: Task,
+  build: Callable[..., optax.GradientTransformation],
+  names: tuple[str, ...],
+) -> Carry:
   """Axis 0 for everything but scalar whole numbers, which all runs share."""
+  hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  carry = jax.eval_shape(functools.partial(_fresh, task, build), hyper, key)
 
   def axis(leaf: jax.ShapeDtypeStruct) -> int | None:
     shared = leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)

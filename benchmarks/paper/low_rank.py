@@ -1,0 +1,79 @@
+"""Full, shared and low-rank dense layers: quality at equal steps and equal seconds."""
+
+import functools
+
+import optax
+
+import mbf_optax
+from benchmarks.paper import comparison, problems
+from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.optimizers import product
+from benchmarks.paper.training import Optimizer, Setting
+
+# A matrix for every neuron of the paper's autoencoders would take 17 GB; these widths
+# leave room for it.
+_NARROW: dict[Scale, tuple[int, ...]] = {
+  "quick": (16, 4, 16),
+  "cpu": (48, 24, 12, 24, 48),
+  "paper": (200, 100, 30, 100, 200),
+}
+_WIDE = ("shared", "low_rank")
+_ALL = ("full", *_WIDE)
+
+
+def run(options: Options) -> Report:
+  """Compares the estimators on a narrow autoencoder, and two of them on a wide one."""
+  tasks = {
+    "narrow": problems.autoencoder("mnist", options, _NARROW[options.scale]),
+    "wide": problems.autoencoder("mnist", options),
+  }
+  optimizers = {
+    "narrow": _optimizers(options.scale, _ALL),
+    "wide": _optimizers(options.scale, _WIDE),
+  }
+  seeds = problems.SEEDS[options.scale]
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  with comparison.session(options, "low_rank", total) as session:
+    outcomes = {
+      name: comparison.compare(task, optimizers[name], seeds, session)
+      for name, task in tasks.items()
+    }
+  parts = []
+  for name, results in outcomes.items():
+    metrics = {"train loss": "{:.2f}", "test loss": "{:.2f}"}
+    table = comparison.comparison_table(results, metrics)
+    parts.append(f"### {name} autoencoder on MNIST\n\n{table}")
+  record = {name: comparison.record(results) for name, results in outcomes.items()}
+  figure = comparison.comparison_figure(outcomes)
+  return Report("\n\n".join(parts), record, {"loss": figure})
+
+
+def _optimizers(scale: Scale, estimators: tuple[str, ...]) -> dict[str, Optimizer]:
+  damped, rates = _grids(scale)
+  optimizers = {"adam": Optimizer(optax.adam, rates)}
+  for dense in estimators:
+    partition = mbf_optax.flax_partition(dense=dense)
+    mbf = functools.partial(mbf_optax.mbf, inverse_update_period=5, partition=partition)
+    optimizers[f"mbf {dense}"] = Optimizer(mbf, damped)
+    mbf_adam = functools.partial(mbf_optax.mbf_adam, partition=partition)
+    optimizers[f"mbf_adam {dense}"] = Optimizer(mbf_adam, rates)
+  return optimizers
+
+
+def _grids(scale: Scale) -> tuple[list[Setting], list[Setting]]:
+  if scale == "quick":
+    return (
+      product(learning_rate=[1e-3], damping=[1e-2, 1e-1]),
+      product(learning_rate=[3e-3]),
+    )
+  if scale == "cpu":
+    return (
+      product(learning_rate=[3e-4, 1e-3, 3e-3], damping=[1e-2, 3e-2]),
+      product(learning_rate=[3e-3, 1e-2]),
+    )
+  return (
+    product(
+      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3], damping=[3e-4, 1e-3, 3e-3, 1e-2]
+    ),
+    product(learning_rate=[3e-4, 1e-3, 3e-3, 1e-2]),
+  )

@@ -1,0 +1,185 @@
+"""The paper's experiments run, and their trainings are what they say."""
+
+import dataclasses
+import functools
+import importlib
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import mbf_optax
+from benchmarks.paper import __main__ as command
+from benchmarks.paper import data, problems, report, training
+from benchmarks.paper.checkpoints import Checkpoint
+from benchmarks.paper.curves import curves
+from benchmarks.paper.experiment import Options
+from benchmarks.paper.training import Optimizer, Runs, Trainer, train, warm
+
+QUICK = Options(scale="quick")
+LIGHT = ["sensitivity", "autoencoder"]
+
+pytestmark = pytest.mark.promotes
+
+
+@pytest.fixture(scope="module")
+def task():
+  return problems.autoencoder("curves", QUICK)
+
+
+def build(learning_rate, damping, inverse):
+  return mbf_optax.mbf(learning_rate, damping, inverse_update_period=inverse)
+
+
+MBF = Optimizer(
+  build,
+  [
+    {"learning_rate": rate, "damping": damping, "inverse": 3.0}
+    for rate, damping in ((1e-3, 1e-2), (1e-4, 1e-1))
+  ],
+  common=("inverse",),
+)
+
+
+def by_hand(task, tx, seed):
+  """Losses of a plain loop of jitted steps."""
+  key = jax.random.key(seed)
+  params = task.init(key)["params"]
+  state, losses = tx.init(params), []
+
+  @jax.jit
+  def step(params, state, batch):
+    loss, gradient = jax.value_and_grad(
+      lambda p: task.loss({"params": p}, batch, key)[0]
+    )(params)
+    updates, state = tx.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  for rows in training.batch_rows(task, seed, 0, task.steps):
+    params, state, loss = step(params, state, task.train[rows])
+    losses.append(loss)
+  return params, np.array(losses)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_experiment_runs_and_writes_its_report(name, tmp_path, capsys):
+  command.main([name, "--scale", "quick", "--work", str(tmp_path)])
+  text = (tmp_path / f"{name}.md").read_text()
+  assert f"python -m benchmarks.paper {name} --scale quick" in text
+  assert "jax " in text
+  assert text.strip() in capsys.readouterr().out
+  assert json.loads((tmp_path / f"{name}.json").read_text())["facts"]
+  assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_every_experiment_has_the_interface():
+  for name in command.names():
+    assert callable(importlib.import_module(f"benchmarks.paper.{name}").run), name
+
+
+def test_grid_of_settings_and_seeds_is_a_loop_over_them(task):
+  runs = train(task, MBF, seeds=(3, 4), points=3)
+  assert list(runs.at) == [3, 6, 8]
+  for i, setting in enumerate(MBF.settings):
+    for j, seed in enumerate((3, 4)):
+      tx = build(setting["learning_rate"], setting["damping"], 3)
+      params, losses = by_hand(task, tx, seed)
+      np.testing.assert_allclose(runs.losses[i, j], losses, rtol=1e-4)
+      held_out = task.metrics({"params": params}, task.test)["loss"]
+      np.testing.assert_allclose(runs.final("test loss")[i, j], held_out, rtol=1e-4)
+  assert not np.allclose(runs.losses[0, 0], runs.losses[0, 1])
+
+
+def test_counters_stay_out_of_the_vmaps_and_conditions_stay_conditions(task):
+  trainer = Trainer(task, MBF, MBF.settings, (0, 1))
+  carry = trainer.start(1).carry
+  for state in (carry.state, trainer.advance(carry, 0, 4)[0].state):
+    assert state[0].count.shape == ()
+    assert state[0].momentum["Dense_0"]["bias"].shape[:2] == (2, 2)
+  carry = trainer.start(1).carry
+  text = trainer.compiled.chunk.lower(*trainer.arguments(carry, 0, 4)).as_text()
+  assert text.count("stablehlo.case") == 2  # statistics and inverses
+
+
+def test_warm_start_serves_every_setting(task):
+  cold = Trainer(task, MBF, MBF.settings, (0, 1)).start(1).carry
+  warmed = dataclasses.replace(MBF, prepare=warm)
+  carry = Trainer(task, warmed, MBF.settings, (0, 1)).start(1).carry
+  np.testing.assert_array_equal(carry.state[0].weight, np.ones((2, 2)))
+  np.testing.assert_array_equal(cold.state[0].weight, np.zeros((2, 2)))
+  assert carry.state[0].count.shape == ()
+
+
+def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
+  whole = train(task, MBF, points=4)
+
+  class KilledError(Exception):
+    pass
+
+  class Fragile(Checkpoint):
+    def save(self, step, state, last):
+      super().save(step, state, last)
+      if step == 4:
+        raise KilledError
+
+  with pytest.raises(KilledError):
+    train(task, MBF, points=4, checkpoint=Fragile(tmp_path, False, interval=0))
+  resumed = Checkpoint(tmp_path, resume=True, interval=0)
+  rest = train(task, MBF, points=4, checkpoint=resumed)
+  np.testing.assert_array_equal(rest.losses, whole.losses)
+  np.testing.assert_array_equal(rest.final("test loss"), whole.final("test loss"))
+  done, _ = Checkpoint(tmp_path, resume=False).restore(None)
+  assert done == 0
+
+
+def test_best_setting_is_never_one_that_diverged():
+  losses = np.array([[[np.nan]], [[3.0]], [[np.inf]], [[2.0]]])
+  runs = Runs([{}] * 4, losses, np.array([1]), {"train loss": losses})
+  assert runs.best() == 3
+  assert runs.best(largest=True) == 1
+
+
+def test_curves_lie_inside_the_frame_and_repeat():
+  images = curves(40, seed=1)
+  assert images.shape == (40, 28, 28)
+  assert 0 <= images.min() < 0.01
+  assert 0.9 < images.max((1, 2)).min() <= images.max() <= 1
+  frame = np.ones((28, 28), bool)
+  frame[1:-1, 1:-1] = False
+  assert images[:, frame].max() < 0.15
+  np.testing.assert_array_equal(images, curves(40, seed=1))
+  assert not np.allclose(images, curves(40, seed=2))
+
+
+def test_halving_averages_four_pixels():
+  images = data.images("mnist", QUICK)
+  half = data.halved(images)
+  assert half.x_train.shape[1:] == (14, 14, 1)
+  np.testing.assert_allclose(
+    half.x_test[:, 2, 5], images.x_test[:, 4:6, 10:12].mean((1, 2)), rtol=1e-6
+  )
+
+
+def test_augmentation_flips_and_shifts():
+  batch = np.zeros((64, 9, 9, 1), np.float32)
+  batch[:, 3, 6] = 1
+  out = np.asarray(
+    jax.jit(functools.partial(data.augment, pad=1))(jax.random.key(0), batch)
+  )
+  rows, columns = np.nonzero(out[..., 0].any(0))
+  assert set(rows) == {2, 3, 4}
+  assert set(columns) == {1, 2, 3, 5, 6, 7}
+  np.testing.assert_array_equal(out.sum((1, 2, 3)), 1)
+
+
+@pytest.mark.parametrize("load", [data.faces, data.text, data.cora])
+def test_missing_data_is_named_with_a_remedy(load, tmp_path):
+  with pytest.raises(SystemExit, match=r"is not in .*--extra-data"):
+    load(Options(scale="cpu", extra_data=tmp_path))
+
+
+def test_records_are_plain_json():
+  tree = {"a": np.float32(1.5), "b": [np.array([np.nan, 2.0])], "c": {1: "x"}}
+  assert report.plain(tree) == {"a": 1.5, "b": [[None, 2.0]], "c": {"1": "x"}}
