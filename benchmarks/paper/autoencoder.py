@@ -28,6 +28,12 @@ PAPER = {
 }
 _PAPERS_NAMES = {"mbf (1, 20), warm": "mbf"}
 
+_CPU_MBF = {
+  "mnist": {"learning_rate": [3e-4, 1e-3], "damping": [3e-3, 1e-2, 3e-2]},
+  "faces": {"learning_rate": [1e-4, 1e-3], "damping": [3e-3, 3e-2, 3e-1]},
+  "curves": {"learning_rate": [1e-4, 3e-4, 1e-3], "damping": [3e-4, 1e-3, 1e-2]},
+}
+
 Grids = dict[str, Sequence[Setting]]
 
 
@@ -99,8 +105,18 @@ def _quick(name: str) -> Grids:
 
 
 def _cpu(name: str) -> Grids:
-  """Coarse grids around the best of a wider search at the same scale."""
-  raise NotImplementedError(name)
+  """Coarse grids, wide enough to hold the best of a finer search in most cases."""
+  rates = product(learning_rate=[3e-3, 1e-2, 3e-2])
+  return {
+    "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2]),
+    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2]),
+    "shampoo": product(learning_rate=[3e-4, 3e-3], damping=[3e-4, 3e-3]),
+    "kfac": product(learning_rate=[1e-2, 1e-1], damping=[3e-1, 3]),
+    "muon": rates,
+    "mbf (1, 20), warm": product(learning_rate=[1e-5, 1e-4], damping=[3e-4, 3e-3]),
+    "mbf": product(**_CPU_MBF[name]),
+    "mbf_adam": rates,
+  }
 
 
 def _paper(name: str) -> Grids:
