@@ -25,14 +25,14 @@ class _Size(NamedTuple):
 
 _AUTOENCODERS: dict[Scale, dict[str, _Size]] = {
   "quick": {
-    "mnist": _Size(True, (16, 4, 16, 196), 64, 8, 128),
-    "faces": _Size(True, (16, 4, 16, 144), 64, 8, 128),
-    "curves": _Size(True, (16, 4, 16, 196), 64, 8, 128),
+    "mnist": _Size(True, (6, 196), 64, 8, 128),
+    "faces": _Size(True, (6, 144), 64, 8, 128),
+    "curves": _Size(True, (6, 196), 64, 8, 128),
   },
   "cpu": {
-    "mnist": _Size(True, (250, 125, 64, 16, 64, 125, 250, 196), 1000, 300, 5000),
-    "faces": _Size(True, (200, 100, 50, 16, 50, 100, 200, 144), 1000, 300, 5000),
-    "curves": _Size(True, (100, 50, 25, 12, 6, 12, 25, 50, 100, 196), 1000, 300, 5000),
+    "mnist": _Size(True, (250, 125, 64, 16, 64, 125, 250, 196), 1000, 300, 3000),
+    "faces": _Size(True, (200, 100, 50, 16, 50, 100, 200, 144), 1000, 300, 3000),
+    "curves": _Size(True, (100, 50, 25, 12, 6, 12, 25, 50, 100, 196), 1000, 300, 3000),
   },
   "paper": {
     "mnist": _Size(False, models.MNIST_WIDTHS, 1000, 6000, 60_000),

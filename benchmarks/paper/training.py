@@ -165,8 +165,8 @@ def train(
     optimizer: how; its ``settings`` are the default.
     settings: settings to train with.
     seeds: of the first parameters, the order of the data and everything random.
-    points: how many times metrics are taken, evenly spaced; training is compiled in
-      chunks of the steps between them.
+    points: how many times metrics are taken after the first time, at the start, evenly
+      spaced; training is compiled in chunks of the steps between them.
     bar: a progress bar that is advanced by one for a step of a run.
     checkpoint: where to save after chunks, and whether to resume from there.
 
@@ -176,21 +176,21 @@ def train(
   settings = list(optimizer.settings if settings is None else settings)
   trainer = Trainer(task, optimizer, settings, seeds)
   length = math.ceil(task.steps / points)
-  at = np.array([*range(length, task.steps, length), task.steps])
+  at = np.array([*range(0, task.steps, length), task.steps])
   done, progress = 0, trainer.start(len(at))
+  trainer.evaluate(progress, 0)
   if checkpoint is not None:
     done, progress = checkpoint.restore(progress)
   _update(bar, done * len(settings) * len(seeds))
-  for point, end in enumerate(at):
+  for point, end in enumerate(at.tolist()):
     if end <= done:
       continue
-    carry, losses = trainer.advance(progress.carry, done, int(end) - done)
+    carry, losses = trainer.advance(progress.carry, done, end - done)
     progress.losses[..., done:end] = losses
-    for name, values in trainer.evaluate(carry).items():
-      progress.metrics[name][..., point] = values
     progress = progress._replace(carry=carry)
+    trainer.evaluate(progress, point)
     _update(bar, (end - done) * len(settings) * len(seeds))
-    done = int(end)
+    done = end
     if checkpoint is not None:
       checkpoint.save(done, progress, last=done == task.steps)
   return Runs(settings, progress.losses, at, progress.metrics)
@@ -285,9 +285,11 @@ class Trainer:
     carry = jax.tree.map(lambda x: x[0, 0] if x.ndim else x, carry)
     return hyper, carry, keys[0], order[0], numbers, data
 
-  def evaluate(self, carry: Carry) -> dict[str, np.ndarray]:
-    """Metrics on training and held-out data, each ``(settings, seeds)``."""
-    return jax.device_get(self.compiled.metrics(carry.variables))
+  def evaluate(self, progress: Progress, point: int) -> None:
+    """Enters metrics on training and held-out data into ``progress``."""
+    values = jax.device_get(self.compiled.metrics(progress.carry.variables))
+    for name, value in values.items():
+      progress.metrics[name][..., point] = value
 
   def _begin(
     self, hyper: dict[str, jax.Array], key: jax.Array, order: jax.Array

@@ -43,24 +43,27 @@ MBF = Optimizer(
 )
 
 
-def by_hand(task, tx, seed):
-  """Losses of a plain loop of jitted steps."""
-  key = jax.random.key(seed)
-  params = task.init(key)["params"]
-  state, losses = tx.init(params), []
+def by_hand(task, settings, seeds):
+  """Final parameters and losses of a plain loop of jitted steps, run after run."""
 
   @jax.jit
-  def step(params, state, batch):
+  def step(rate, damping, params, state, batch):
+    tx = build(rate, damping, 3)
     loss, gradient = jax.value_and_grad(
-      lambda p: task.loss({"params": p}, batch, key)[0]
+      lambda p: task.loss({"params": p}, batch, jax.random.key(0))[0]
     )(params)
     updates, state = tx.update(gradient, state, params)
     return optax.apply_updates(params, updates), state, loss
 
-  for rows in training.batch_rows(task, seed, 0, task.steps):
-    params, state, loss = step(params, state, task.train[rows])
-    losses.append(loss)
-  return params, np.array(losses)
+  for setting in settings:
+    for seed in seeds:
+      rate, damping, _ = setting.values()
+      params, losses = task.init(jax.random.key(seed))["params"], []
+      state = build(rate, damping, 3).init(params)
+      for rows in training.batch_rows(task, seed, 0, task.steps):
+        params, state, loss = step(rate, damping, params, state, task.train[rows])
+        losses.append(loss)
+      yield params, np.array(losses)
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -80,15 +83,13 @@ def test_every_experiment_has_the_interface():
 
 
 def test_grid_of_settings_and_seeds_is_a_loop_over_them(task):
-  runs = train(task, MBF, seeds=(3, 4), points=3)
-  assert list(runs.at) == [3, 6, 8]
-  for i, setting in enumerate(MBF.settings):
-    for j, seed in enumerate((3, 4)):
-      tx = build(setting["learning_rate"], setting["damping"], 3)
-      params, losses = by_hand(task, tx, seed)
-      np.testing.assert_allclose(runs.losses[i, j], losses, rtol=1e-4)
-      held_out = task.metrics({"params": params}, task.test)["loss"]
-      np.testing.assert_allclose(runs.final("test loss")[i, j], held_out, rtol=1e-4)
+  runs = train(task, MBF, seeds=(3, 4), points=2)
+  assert list(runs.at) == [0, 4, 8]
+  loop = by_hand(task, MBF.settings, (3, 4))
+  for (i, j), (params, losses) in zip(np.ndindex(2, 2), loop, strict=True):
+    np.testing.assert_allclose(runs.losses[i, j], losses, rtol=1e-4)
+    held_out = task.metrics({"params": params}, task.test)["loss"]
+    np.testing.assert_allclose(runs.final("test loss")[i, j], held_out, rtol=1e-4)
   assert not np.allclose(runs.losses[0, 0], runs.losses[0, 1])
 
 
@@ -113,7 +114,7 @@ def test_warm_start_serves_every_setting(task):
 
 
 def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
-  whole = train(task, MBF, points=4)
+  whole = train(task, MBF, seeds=(3, 4), points=2)
 
   class KilledError(Exception):
     pass
@@ -124,10 +125,11 @@ def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
       if step == 4:
         raise KilledError
 
+  fragile = Fragile(tmp_path, resume=False, interval=0)
   with pytest.raises(KilledError):
-    train(task, MBF, points=4, checkpoint=Fragile(tmp_path, False, interval=0))
+    train(task, MBF, seeds=(3, 4), points=2, checkpoint=fragile)
   resumed = Checkpoint(tmp_path, resume=True, interval=0)
-  rest = train(task, MBF, points=4, checkpoint=resumed)
+  rest = train(task, MBF, seeds=(3, 4), points=2, checkpoint=resumed)
   np.testing.assert_array_equal(rest.losses, whole.losses)
   np.testing.assert_array_equal(rest.final("test loss"), whole.final("test loss"))
   done, _ = Checkpoint(tmp_path, resume=False).restore(None)
