@@ -93,6 +93,16 @@ def test_grid_of_settings_and_seeds_is_a_loop_over_them(task):
   assert not np.allclose(runs.losses[0, 0], runs.losses[0, 1])
 
 
+def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(task):
+  epochs = training.batch_rows(task, 0, 0, 12).reshape(2, -1)
+  np.testing.assert_array_equal(np.sort(epochs), [np.arange(384)] * 2)
+  assert not np.array_equal(*epochs)
+  assert not np.array_equal(epochs[:1], training.batch_rows(task, 1, 0, 6).ravel())
+  np.testing.assert_array_equal(
+    training.batch_rows(task, 0, 5, 3), training.batch_rows(task, 0, 0, 8)[5:]
+  )
+
+
 def test_counters_stay_out_of_the_vmaps_and_conditions_stay_conditions(task):
   trainer = Trainer(task, MBF, MBF.settings, (0, 1))
   carry = trainer.start(1).carry
