@@ -56,7 +56,8 @@ class Session:
     self.bar.set_description(f"{task.name}, {label}")
     folder = pathlib.Path(self.options.work) / "checkpoints" / self.name
     folder = folder / self.options.scale / f"{task.name}-{label}".replace(" ", "_")
-    checkpoint = Checkpoint(folder, self.options.resume)
+    interval = 600 if self.options.scale == "paper" else 60
+    checkpoint = Checkpoint(folder, self.options.resume, interval)
     return train(task, optimizer, bar=self.bar, checkpoint=checkpoint, **arguments)
 
 

@@ -128,7 +128,7 @@ def _train(
       )
   settings = {p: r.settings[r.best()] for (p, s), r in runs.items() if s == "cold"}
   timed = {str(p): (starts["cold"], setting) for p, setting in settings.items()}
-  seconds = seconds_per_step(task, timed, length=min(100, task.steps))
+  seconds = seconds_per_step(task, timed, rounds=2, length=min(100, task.steps))
   return {key: Outcome(r, seconds[str(key[0])]) for key, r in runs.items()}
 
 

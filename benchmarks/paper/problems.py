@@ -109,7 +109,7 @@ def transformer(options: Options) -> Task:
   vocabulary = len(text.vocabulary)
   width, layers, length, batch_size, steps = {
     "quick": (8, 1, 16, 8, 8),
-    "cpu": (48, 2, 48, 32, 300),
+    "cpu": (48, 2, 48, 16, 300),
     "paper": (256, 4, 256, 64, 5000),
   }[options.scale]
   model = models.Transformer(vocabulary, width, layers, heads=4)
