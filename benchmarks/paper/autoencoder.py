@@ -61,7 +61,10 @@ def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     metrics = {"train loss": form, "test loss": form}
     parts += [f"### {name}", comparison.comparison_table(results, metrics)]
     parts += [_beside_the_papers(PAPER[name], results)]
-  parts.append("`*` marks a value at the edge of its grid; (…) lists its setting.")
+  parts.append(
+    "A setting is a learning rate and, where there is one, a damping; `*` marks a value"
+    " at the edge of its grid. FACES and CURVES are reconstructions."
+  )
   return "\n\n".join(parts)
 
 
