@@ -1,0 +1,229 @@
+"""Figure 6: how close are the methods' directions to that of the whole Fisher blocks?
+
+On the path of BDF, which inverts the empirical Fisher matrix of every layer, all other
+methods are given the same gradients, and the cosine of their direction with BDF's is
+taken layer by layer. The damping of every method decides much, so that it is searched:
+BDF's for the lowest training loss, the others' for the largest cosine beside the
+paper's own value.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import matplotlib.figure
+import numpy as np
+import optax
+
+import mbf_optax
+from benchmarks.baselines import scale_by_bdf, scale_by_kfac, scale_by_shampoo
+from benchmarks.paper import tasks
+from benchmarks.paper.comparison import session
+from benchmarks.paper.experiment import Options, Report
+from benchmarks.paper.heatmaps import small_data
+from benchmarks.paper.report import COLORS, axes, curve, smooth, table
+from benchmarks.paper.studies.following import Method, Path, follow
+from benchmarks.paper.studies.networks import SmallNetwork
+from benchmarks.paper.training import Optimizer
+
+MIDDLE = ("Dense_1", "Dense_2", "Dense_3", "Dense_4")
+FIRST = "Dense_0"
+KFAC_DAMPINGS = (0.03, 3e-4, 3e-3, 0.3)  # the paper's first
+SHAMPOO_DAMPINGS = (3e-4, 1e-8, 1e-6, 1e-2)
+MBF_FACTORS = (1.0, 0.1, 10.0)  # of BDF's damping
+
+
+class Size(NamedTuple):
+  """How long, BDF's grid, and how many gradients its first layer keeps."""
+
+  steps: int
+  batch: int
+  rates: tuple[float, ...]
+  dampings: tuple[float, ...]
+  rank: int
+
+
+RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
+SIZES = {
+  "quick": Size(3, 16, RATES[:1], DAMPINGS[:1], 4),
+  "cpu": Size(300, 500, RATES, DAMPINGS, 100),
+  "paper": Size(3_000, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS), 100),
+}
+
+
+def run(options: Options) -> Report:
+  """Cosines with BDF along its path, for its best damping and for the others."""
+  size = SIZES[options.scale]
+  digits = small_data(options)
+  task = tasks.classification("mnist", SmallNetwork(), digits, size.batch, size.steps)
+  best = _search(task, size, options)
+  paths = {
+    damping: follow(task, Method(bdf(damping, size.rank)), rate, methods(damping))
+    for damping, (rate, _) in best.items()
+  }
+  chosen = min(best, key=lambda damping: best[damping][1])
+  examples = follow(
+    task, by_examples(chosen, size.rank), best[chosen][0], methods(chosen)
+  )
+  text = _text(best, chosen, paths, examples)
+  record = {
+    "bdf": {str(damping): found for damping, found in best.items()},
+    "chosen": chosen,
+    "mean cosines": {str(damping): _means(path) for damping, path in paths.items()},
+    "mean cosines, every example's gradient": _means(examples),
+  }
+  return Report(text, record, {"cosine": _figure(paths[chosen])})
+
+
+def bdf(damping: Any, rank: int) -> optax.GradientTransformation:
+  """BDF; in the wide first layer by its exact low-rank form.
+
+  One block of 5,140 parameters takes gigabytes and minutes as a matrix; as the span of
+  the last ``rank`` gradients it is exact up to what their moving average has forgotten.
+  """
+  whole = mbf_optax.Layer((0, 1), "low_rank", joins_bias=False, rank=rank)
+  first = mbf_optax.scale_by_mbf(
+    damping, partition=mbf_optax.flax_partition(overrides=[(FIRST, whole)])
+  )
+  return optax.partition({"first": first, "rest": scale_by_bdf(damping)}, _labels)
+
+
+def by_examples(damping: float, rank: int) -> Method:
+  """BDF whose blocks average the outer products of every example's gradient."""
+  return Method(bdf(damping, rank), lambda s: {"example_gradients": s.examples})
+
+
+def _labels(params: optax.Params) -> dict[str, str]:
+  return {name: "first" if name == FIRST else "rest" for name in params}
+
+
+def methods(damping: float) -> dict[str, Method]:
+  """All methods, each with its inverses renewed at every step."""
+  found = {"sgd": Method(optax.trace(0.9)), "adam": Method(optax.scale_by_adam())}
+  for factor in MBF_FACTORS:
+    mbf = mbf_optax.scale_by_mbf(damping * factor, inverse_update_period=1)
+    found[f"mbf, {damping * factor:g}"] = Method(mbf)
+  mbf = mbf_optax.scale_by_mbf(damping, inverse_update_period=1)
+  found[f"mbf_true, {damping:g}"] = Method(
+    mbf, lambda s: {"curvature_gradients": s.sampled}
+  )
+  for value in SHAMPOO_DAMPINGS:
+    shampoo = scale_by_shampoo(value, inverse_update_period=1)
+    found[f"shampoo, {value:g}"] = Method(shampoo)
+  for value in KFAC_DAMPINGS:
+    kfac = scale_by_kfac(value, inverse_update_period=1)
+    found[f"kfac, {value:g}"] = Method(kfac, lambda s: {"factors": s.factors})
+  return found
+
+
+def _search(
+  task: tasks.Task, size: Size, options: Options
+) -> dict[float, tuple[float, float]]:
+  """BDF's best learning rate and its training loss, by damping."""
+  best = {}
+  total = task.steps * len(size.rates) * len(size.dampings)
+  with session(options, "cosine", total) as opened:
+    for damping in size.dampings:
+      optimizer = Optimizer(
+        functools.partial(_descend, damping, size.rank),
+        [{"learning_rate": rate} for rate in size.rates],
+      )
+      runs = opened.train(f"bdf {damping:g}", task, optimizer, points=1)
+      index = runs.best()
+      loss = float(runs.final("train loss")[index, 0])
+      best[damping] = size.rates[index], loss if np.isfinite(loss) else np.inf
+  return best
+
+
+def _descend(
+  damping: float, rank: int, learning_rate: Any
+) -> optax.GradientTransformation:
+  descent = optax.scale_by_learning_rate(learning_rate)
+  return optax.chain(bdf(damping, rank), descent)
+
+
+def _means(path: Path) -> dict[str, list[float]]:
+  """Means over the steps after the first tenth, one for each middle layer."""
+  columns = [path.layers.index(layer) for layer in MIDDLE]
+  start = len(path.losses) // 10
+  return {
+    name: [float(values[start:, column].mean()) for column in columns]
+    for name, values in path.cosines.items()
+  }
+
+
+def _best_of(means: dict[str, list[float]]) -> dict[str, str]:
+  """The name of the damping with the largest cosine, by method."""
+  best: dict[str, str] = {}
+  for name, layers in means.items():
+    method = name.partition(",")[0]
+    if method not in best or np.mean(layers) > np.mean(means[best[method]]):
+      best[method] = name
+  return best
+
+
+def _text(
+  best: dict[float, tuple[float, float]],
+  chosen: float,
+  paths: dict[float, Path],
+  examples: Path,
+) -> str:
+  rows = [
+    [f"{damping:g}" + (" (chosen)" if damping == chosen else ""), rate, f"{loss:.4f}"]
+    for damping, (rate, loss) in best.items()
+  ]
+  titles = ["BDF's damping", "best learning rate", "training loss"]
+  parts = [
+    table(titles, rows),
+    "Mean cosine with BDF after the first tenth of the steps, at BDF's best damping;"
+    " a method's own damping stands behind its name:",
+    _cosine_table(paths[chosen]),
+    "Where BDF averages every example's outer product instead of taking that of the"
+    " mini-batch's gradient:",
+    _cosine_table(examples),
+    "Mean over the layers at BDF's other dampings, each method at its best damping:",
+    _damping_table(paths),
+  ]
+  return "\n\n".join(parts)
+
+
+def _cosine_table(path: Path) -> str:
+  means = _means(path)
+  best = set(_best_of(means).values())
+  rows = []
+  for name, layers in means.items():
+    mark = "best" if name in best else ""
+    rows.append([name, *map("{:.2f}".format, (*layers, np.mean(layers))), mark])
+  return table(["method", *map(_title, MIDDLE), "mean", "of its dampings"], rows)
+
+
+def _damping_table(paths: dict[float, Path]) -> str:
+  columns = {damping: _means(path) for damping, path in paths.items()}
+  best = {damping: _best_of(means) for damping, means in columns.items()}
+  names = next(iter(best.values()))
+  rows = [
+    [name, *(f"{np.mean(columns[d][best[d][name]]):.2f}" for d in columns)]
+    for name in names
+  ]
+  return table(["method", *map("{:g}".format, columns)], rows)
+
+
+def _title(layer: str) -> str:
+  return f"layer {int(layer.removeprefix('Dense_')) + 1}"
+
+
+def _figure(path: Path) -> matplotlib.figure.Figure:
+  figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
+  best = _best_of(_means(path))
+  for ax, layer in zip(grid.flat, MIDDLE, strict=True):
+    column = path.layers.index(layer)
+    for method, name in best.items():
+      values = smooth(path.cosines[name][None, :, column])
+      curve(ax, np.arange(values.shape[-1]), values, name, COLORS.get(method))
+    ax.axhspan(0.6, 0.7, color="black", alpha=0.06, linewidth=0)
+    ax.set(title=_title(layer), ylim=(0, 1.02))
+  for ax in grid[-1]:
+    ax.set_xlabel("steps")
+  for ax in grid[:, 0]:
+    ax.set_ylabel("cosine with BDF")
+  grid[0, -1].legend(frameon=False, fontsize=7, ncols=2)
+  return figure

@@ -1,0 +1,144 @@
+"""Directions of many methods along the path of one of them (Algorithm 5)."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.baselines import capture
+from benchmarks.paper.tasks import Batch, Task
+from benchmarks.paper.training import batch_rows
+from mbf_optax import tree
+
+
+class Signals(NamedTuple):
+  """What methods may ask for at one point.
+
+  Attributes:
+    gradient: of the mini-batch's loss.
+    sampled: of the loss at labels drawn from the network.
+    factors: KFAC's, at those labels.
+    examples: every example's gradient.
+  """
+
+  gradient: optax.Updates
+  sampled: optax.Updates
+  factors: Any
+  examples: optax.Updates
+
+
+class Method(NamedTuple):
+  """A transformation that gives a direction, and its update's further arguments."""
+
+  tx: optax.GradientTransformation
+  arguments: Callable[[Signals], dict[str, Any]] = lambda signals: {}
+
+
+class Path(NamedTuple):
+  """What was seen on the leader's path.
+
+  Attributes:
+    losses: ``(steps,)``.
+    layers: names of the layers.
+    cosines: by method, ``(steps, layers)`` with the leader's direction.
+  """
+
+  losses: np.ndarray
+  layers: list[str]
+  cosines: dict[str, np.ndarray]
+
+
+def signals(
+  task: Task, params: optax.Params, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, Signals]:
+  """The loss of a batch, and what the methods are given."""
+
+  def loss(params: optax.Params, batch: Batch) -> jax.Array:
+    return task.loss({"params": params}, batch, key)[0]
+
+  def sampled_loss(params: optax.Params) -> jax.Array:
+    return task.sampled_loss({"params": params}, batch, key)
+
+  value, gradient = jax.value_and_grad(loss)(params, batch)
+  captured = capture(sampled_loss, params)
+  single = jax.tree.map(lambda array: array[:, None], batch)
+  examples = jax.vmap(jax.grad(loss), (None, 0))(params, single)
+  return value, Signals(gradient, captured.gradients, captured.factors, examples)
+
+
+def follow(
+  task: Task,
+  leader: Method,
+  learning_rate: float,
+  methods: Mapping[str, Method],
+  seed: int = 0,
+) -> Path:
+  """Follows the leader and compares the methods' directions with its own.
+
+  Every method keeps its own state and is given the same gradients, at the leader's
+  points.
+
+  Args:
+    task: what is trained.
+    leader: the method whose steps are taken.
+    learning_rate: of its steps.
+    methods: by name.
+    seed: of the parameters, the order of the data and the sampled labels.
+
+  Returns:
+    The cosines of all methods with the leader, layer by layer.
+  """
+  key = jax.random.key(seed)
+  params = task.init(key)["params"]
+  data = jax.tree.map(jnp.asarray, task.train)
+  everyone = {"": leader, **methods}
+  transformations = {
+    name: optax.with_extra_args_support(method.tx) for name, method in everyone.items()
+  }
+  states = {name: tx.init(params) for name, tx in transformations.items()}
+
+  def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
+    params, states = carry
+    number, rows = inputs
+    batch = jax.tree.map(lambda array: array[rows], data)
+    loss, seen = signals(task, params, batch, jax.random.fold_in(key, number))
+    directions, new = {}, {}
+    for name, tx in transformations.items():
+      arguments = everyone[name].arguments(seen)
+      directions[name], new[name] = tx.update(
+        seen.gradient, states[name], params, **arguments
+      )
+    lead = directions.pop("")
+    found = {name: cosines(along, lead) for name, along in directions.items()}
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, lead)
+    return (params, new), (loss, found)
+
+  order = jnp.asarray(batch_rows(task, seed, 0, task.steps))
+  run = jax.jit(functools.partial(jax.lax.scan, step))
+  _, (losses, found) = run((params, states), (jnp.arange(task.steps), order))
+  found = {name: np.stack(list(layers.values()), -1) for name, layers in found.items()}
+  return Path(np.asarray(losses), list(by_layer(params)), found)
+
+
+def cosines(one: optax.Updates, other: optax.Updates) -> dict[str, jax.Array]:
+  """The cosine of the angle of two directions in every layer."""
+  first, second = by_layer(one), by_layer(other)
+  return {layer: _cosine(first[layer], second[layer]) for layer in first}
+
+
+def by_layer(params: optax.Params) -> dict[str, jax.Array]:
+  """All parameters of a module as one vector, by the module's path."""
+  layers: dict[str, list[jax.Array]] = {}
+  for path, leaf in tree.flatten(params).items():
+    layers.setdefault(path.rpartition("/")[0], []).append(leaf.ravel())
+  return {layer: jnp.concatenate(leaves) for layer, leaves in layers.items()}
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Of vectors of any length, without overflow or underflow of their squares."""
+  a, b = (v / jnp.maximum(jnp.abs(v).max(), jnp.finfo(v.dtype).tiny) for v in (a, b))
+  return a @ b / jnp.maximum(jnp.linalg.norm(a) * jnp.linalg.norm(b), 1e-30)
