@@ -21,32 +21,42 @@ from benchmarks.paper.comparison import session
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.heatmaps import small_data
 from benchmarks.paper.report import COLORS, axes, curve, smooth, table
-from benchmarks.paper.studies.following import Method, Path, follow
+from benchmarks.paper.studies.following import Company, Method, Path, follower
 from benchmarks.paper.studies.networks import SmallNetwork
 from benchmarks.paper.training import Optimizer
 
-MIDDLE = ("Dense_1", "Dense_2", "Dense_3", "Dense_4")
 FIRST = "Dense_0"
-KFAC_DAMPINGS = (0.03, 3e-4, 3e-3, 0.3)  # the paper's first
-SHAMPOO_DAMPINGS = (3e-4, 1e-8, 1e-6, 1e-2)
-MBF_FACTORS = (1.0, 0.1, 10.0)  # of BDF's damping
+KFAC, SHAMPOO = 0.03, 3e-4  # the paper's dampings
+OTHERS = (0.1, 10.0, 0.01, 1e-4)  # multiples of them that are tried too
 
 
 class Size(NamedTuple):
-  """How long, BDF's grid, and how many gradients its first layer keeps."""
+  """How long, the grids, and how many gradients BDF's first layer keeps.
+
+  Attributes:
+    steps: of every run.
+    batch: images of a mini-batch.
+    rates: learning rates of BDF.
+    dampings: of BDF.
+    others: multiples of the other methods' dampings that are tried too.
+    rank: of BDF's first layer.
+    widths: of the network.
+  """
 
   steps: int
   batch: int
   rates: tuple[float, ...]
   dampings: tuple[float, ...]
+  others: tuple[float, ...]
   rank: int
+  widths: tuple[int, ...] = (20, 20, 20, 20, 20, 10)
 
 
 RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 SIZES = {
-  "quick": Size(3, 16, RATES[:1], DAMPINGS[:1], 4),
-  "cpu": Size(300, 500, RATES, DAMPINGS, 100),
-  "paper": Size(3_000, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS), 100),
+  "quick": Size(3, 16, RATES[:1], DAMPINGS[:1], (), 4, (20, 20, 20, 10)),
+  "cpu": Size(300, 500, RATES, DAMPINGS, OTHERS, 100),
+  "paper": Size(3_000, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS), OTHERS, 100),
 }
 
 
@@ -54,16 +64,15 @@ def run(options: Options) -> Report:
   """Cosines with BDF along its path, for its best damping and for the others."""
   size = SIZES[options.scale]
   digits = small_data(options)
-  task = tasks.classification("mnist", SmallNetwork(), digits, size.batch, size.steps)
-  best = _search(task, size, options)
-  paths = {
-    damping: follow(task, Method(bdf(damping, size.rank)), rate, methods(damping))
-    for damping, (rate, _) in best.items()
-  }
-  chosen = min(best, key=lambda damping: best[damping][1])
-  examples = follow(
-    task, by_examples(chosen, size.rank), best[chosen][0], methods(chosen)
+  task = tasks.classification(
+    "mnist", SmallNetwork(size.widths), digits, size.batch, size.steps
   )
+  best = _search(task, size, options)
+  follow = follower(task, lambda damping: gather(damping, size))
+  paths = {damping: follow(damping, rate) for damping, (rate, _) in best.items()}
+  chosen = min(best, key=lambda damping: best[damping][1])
+  follow = follower(task, lambda damping: gather_by_examples(damping, size))
+  examples = follow(chosen, best[chosen][0])
   text = _text(best, chosen, paths, examples)
   record = {
     "bdf": {str(damping): found for damping, found in best.items()},
@@ -87,32 +96,35 @@ def bdf(damping: Any, rank: int) -> optax.GradientTransformation:
   return optax.partition({"first": first, "rest": scale_by_bdf(damping)}, _labels)
 
 
-def by_examples(damping: float, rank: int) -> Method:
-  """BDF whose blocks average the outer products of every example's gradient."""
-  return Method(bdf(damping, rank), lambda s: {"example_gradients": s.examples})
-
-
 def _labels(params: optax.Params) -> dict[str, str]:
   return {name: "first" if name == FIRST else "rest" for name in params}
 
 
-def methods(damping: float) -> dict[str, Method]:
-  """All methods, each with its inverses renewed at every step."""
+def gather(damping: Any, size: Size) -> Company:
+  """BDF, and all methods, each with its inverses renewed at every step."""
   found = {"sgd": Method(optax.trace(0.9)), "adam": Method(optax.scale_by_adam())}
-  for factor in MBF_FACTORS:
-    mbf = mbf_optax.scale_by_mbf(damping * factor, inverse_update_period=1)
-    found[f"mbf, {damping * factor:g}"] = Method(mbf)
-  mbf = mbf_optax.scale_by_mbf(damping, inverse_update_period=1)
-  found[f"mbf_true, {damping:g}"] = Method(
-    mbf, lambda s: {"curvature_gradients": s.sampled}
+  mbf = functools.partial(mbf_optax.scale_by_mbf, inverse_update_period=1)
+  shampoo = functools.partial(scale_by_shampoo, inverse_update_period=1)
+  kfac = functools.partial(scale_by_kfac, inverse_update_period=1)
+  for factor in (1.0, *size.others):
+    of = "" if factor == 1 else f", damping x {factor:g}"
+    found |= {
+      f"mbf{of}": Method(mbf(damping * factor)),
+      f"mbf_true{of}": Method(
+        mbf(damping * factor), lambda s: {"curvature_gradients": s.sampled}
+      ),
+      f"shampoo{of}": Method(shampoo(SHAMPOO * factor)),
+      f"kfac{of}": Method(kfac(KFAC * factor), lambda s: {"factors": s.factors}),
+    }
+  return Company(Method(bdf(damping, size.rank)), found)
+
+
+def gather_by_examples(damping: Any, size: Size) -> Company:
+  """The same where BDF averages the outer products of every example's gradient."""
+  company = gather(damping, size)
+  return company._replace(
+    leader=Method(bdf(damping, size.rank), lambda s: {"example_gradients": s.examples})
   )
-  for value in SHAMPOO_DAMPINGS:
-    shampoo = scale_by_shampoo(value, inverse_update_period=1)
-    found[f"shampoo, {value:g}"] = Method(shampoo)
-  for value in KFAC_DAMPINGS:
-    kfac = scale_by_kfac(value, inverse_update_period=1)
-    found[f"kfac, {value:g}"] = Method(kfac, lambda s: {"factors": s.factors})
-  return found
 
 
 def _search(
@@ -143,11 +155,9 @@ def _descend(
 
 def _means(path: Path) -> dict[str, list[float]]:
   """Means over the steps after the first tenth, one for each middle layer."""
-  columns = [path.layers.index(layer) for layer in MIDDLE]
   start = len(path.losses) // 10
   return {
-    name: [float(values[start:, column].mean()) for column in columns]
-    for name, values in path.cosines.items()
+    name: values[start:, 1:-1].mean(0).tolist() for name, values in path.cosines.items()
   }
 
 
@@ -174,8 +184,9 @@ def _text(
   titles = ["BDF's damping", "best learning rate", "training loss"]
   parts = [
     table(titles, rows),
-    "Mean cosine with BDF after the first tenth of the steps, at BDF's best damping;"
-    " a method's own damping stands behind its name:",
+    "Mean cosine with BDF after the first tenth of the steps, at BDF's best damping."
+    f" MBF has BDF's damping, KFAC {KFAC:g} and Shampoo {SHAMPOO:g}, or the multiple"
+    " that stands behind the name:",
     _cosine_table(paths[chosen]),
     "Where BDF averages every example's outer product instead of taking that of the"
     " mini-batch's gradient:",
@@ -193,7 +204,8 @@ def _cosine_table(path: Path) -> str:
   for name, layers in means.items():
     mark = "best" if name in best else ""
     rows.append([name, *map("{:.2f}".format, (*layers, np.mean(layers))), mark])
-  return table(["method", *map(_title, MIDDLE), "mean", "of its dampings"], rows)
+  layers = map(_title, path.layers[1:-1])
+  return table(["method", *layers, "mean", "of its dampings"], rows)
 
 
 def _damping_table(paths: dict[float, Path]) -> str:
@@ -214,8 +226,8 @@ def _title(layer: str) -> str:
 def _figure(path: Path) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
   best = _best_of(_means(path))
-  for ax, layer in zip(grid.flat, MIDDLE, strict=True):
-    column = path.layers.index(layer)
+  middle = list(enumerate(path.layers))[1:-1]
+  for ax, (column, layer) in zip(grid.flat, middle, strict=False):
     for method, name in best.items():
       values = smooth(path.cosines[name][None, :, column])
       curve(ax, np.arange(values.shape[-1]), values, name, COLORS.get(method))

@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "quick": Size(10, 3, 256, 64, (4, 4), 16),
+  "quick": Size(10, 3, 256, 64, (2, 2), 16),
   "cpu": Size(6_000, 400, 10_000, 4_000, (32, 64), 1024),
   "paper": Size(6_000, 4_690, 60_000, 60_000, (32, 64), 1024),
 }
@@ -125,7 +125,8 @@ def _convolutions(options: Options, size: Size) -> Iterator[Studied]:
     name = f"second convolution, input channel {channel + 1}"
     parts.append((name, 1, (channel,), whole))
   some = tuple(range(min(8, first)))
-  parts.append(("second convolution, 8 x 8 channels", 1, some, some))
+  name = f"second convolution, {len(some)} x {len(some)} channels"
+  parts.append((name, 1, some, some))
   for name, layer, inputs, outputs in parts:
     rows = fisher.convolution_rows(model, layer, inputs, outputs)
     batches = _batches(images, size.cnn_examples, 200)

@@ -1,5 +1,6 @@
 """Empirical Fisher matrices of single layers, and where the weight of a matrix lies."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -69,9 +70,8 @@ def empirical_fisher(
 ) -> np.ndarray:
   """The mean of ``g g^T`` over all examples of the batches, in float64."""
   total, count = 0.0, 0
-  compute = jax.jit(rows)
   for x, y in batches:
-    gradients = np.asarray(compute(params, x, y), np.float64)
+    gradients = np.asarray(rows(params, x, y), np.float64)
     total, count = total + gradients.T @ gradients, count + len(gradients)
   return total / count
 
@@ -85,6 +85,7 @@ def damped_inverse(fisher: np.ndarray, damping: float) -> np.ndarray:
 def dense_rows(model: Any, layer: str) -> Rows:
   """Gradients of a dense layer, neuron by neuron, each neuron's bias last."""
 
+  @jax.jit
   def rows(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     def loss(own: Any, x: jax.Array, y: jax.Array) -> jax.Array:
       logits = model.apply({"params": {**params, layer: own}}, x[None])
@@ -108,26 +109,40 @@ def convolution_rows(
   Kernels come in the order (output, input) channel. The gradient is the product of the
   patches of the inputs with the derivatives of the outputs, as in backpropagation.
   """
+  channels = jnp.array(inputs), jnp.array(outputs)
 
   def rows(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["perturbations"]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def loss(perturbations: Any) -> tuple[jax.Array, Any]:
-      variables = {"params": params, "perturbations": perturbations}
-      logits, kept = model.apply(variables, x, mutable="intermediates")
-      return _cross_entropy(logits, y) * len(x), kept["intermediates"]
-
-    derivatives, kept = jax.grad(loss, has_aux=True)(zeros)
-    signals = derivatives[f"output_{layer}"][..., jnp.array(outputs)]
-    images = kept[f"input_{layer}"][0][..., jnp.array(inputs)]
-    patches = jax.lax.conv_general_dilated_patches(
-      images, (5, 5), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    gradients = jnp.einsum("nhwo,nhwp->nop", signals, patches)
-    return gradients.reshape(len(x), -1)
+    return _kernel_gradients(model, layer, params, x, y, *channels)
 
   return rows
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer"))
+def _kernel_gradients(
+  model: SimpleCnn,
+  layer: int,
+  params: Any,
+  x: jax.Array,
+  y: jax.Array,
+  inputs: jax.Array,
+  outputs: jax.Array,
+) -> jax.Array:
+  shapes = jax.eval_shape(model.init, jax.random.key(0), x)["perturbations"]
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def loss(perturbations: Any) -> tuple[jax.Array, Any]:
+    variables = {"params": params, "perturbations": perturbations}
+    logits, kept = model.apply(variables, x, mutable="intermediates")
+    return _cross_entropy(logits, y) * len(x), kept["intermediates"]
+
+  derivatives, kept = jax.grad(loss, has_aux=True)(zeros)
+  signals = derivatives[f"output_{layer}"][..., outputs]
+  images = kept[f"input_{layer}"][0][..., inputs]
+  patches = jax.lax.conv_general_dilated_patches(
+    images, (5, 5), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  gradients = jnp.einsum("nhwo,nhwp->nop", signals, patches)
+  return gradients.reshape(len(x), -1)
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

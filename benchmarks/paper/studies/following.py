@@ -1,7 +1,6 @@
 """Directions of many methods along the path of one of them (Algorithm 5)."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,58 +69,71 @@ def signals(
   return value, Signals(gradient, captured.gradients, captured.factors, examples)
 
 
-def follow(
-  task: Task,
-  leader: Method,
-  learning_rate: float,
-  methods: Mapping[str, Method],
-  seed: int = 0,
-) -> Path:
-  """Follows the leader and compares the methods' directions with its own.
+class Company(NamedTuple):
+  """The method whose steps are taken, and those that are given the same gradients."""
+
+  leader: Method
+  methods: dict[str, Method]
+
+
+def follower(
+  task: Task, gather: Callable[[jax.Array], Company], seed: int = 0
+) -> Callable[[float, float], Path]:
+  """A function that follows a leader and compares the others' directions with its own.
 
   Every method keeps its own state and is given the same gradients, at the leader's
   points.
 
   Args:
     task: what is trained.
-    leader: the method whose steps are taken.
-    learning_rate: of its steps.
-    methods: by name.
+    gather: from a damping, traced, to the methods.
     seed: of the parameters, the order of the data and the sampled labels.
 
   Returns:
-    The cosines of all methods with the leader, layer by layer.
+    A function of a damping and the leader's learning rate, compiled once.
   """
   key = jax.random.key(seed)
-  params = task.init(key)["params"]
-  data = jax.tree.map(jnp.asarray, task.train)
-  everyone = {"": leader, **methods}
-  transformations = {
-    name: optax.with_extra_args_support(method.tx) for name, method in everyone.items()
-  }
-  states = {name: tx.init(params) for name, tx in transformations.items()}
-
-  def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
-    params, states = carry
-    number, rows = inputs
-    batch = jax.tree.map(lambda array: array[rows], data)
-    loss, seen = signals(task, params, batch, jax.random.fold_in(key, number))
-    directions, new = {}, {}
-    for name, tx in transformations.items():
-      arguments = everyone[name].arguments(seen)
-      directions[name], new[name] = tx.update(
-        seen.gradient, states[name], params, **arguments
-      )
-    lead = directions.pop("")
-    found = {name: cosines(along, lead) for name, along in directions.items()}
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, lead)
-    return (params, new), (loss, found)
-
   order = jnp.asarray(batch_rows(task, seed, 0, task.steps))
-  run = jax.jit(functools.partial(jax.lax.scan, step))
-  _, (losses, found) = run((params, states), (jnp.arange(task.steps), order))
-  found = {name: np.stack(list(layers.values()), -1) for name, layers in found.items()}
-  return Path(np.asarray(losses), list(by_layer(params)), found)
+  data = jax.tree.map(jnp.asarray, task.train)
+
+  @jax.jit
+  def run(damping: jax.Array, learning_rate: jax.Array) -> tuple:
+    leader, methods = gather(damping)
+    everyone = {"": leader, **methods}
+    txs = {n: optax.with_extra_args_support(m.tx) for n, m in everyone.items()}
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
+      params, states = carry
+      number, rows = inputs
+      batch = jax.tree.map(lambda array: array[rows], data)
+      loss, seen = signals(task, params, batch, jax.random.fold_in(key, number))
+      directions, new = {}, {}
+      for name, tx in txs.items():
+        arguments = everyone[name].arguments(seen)
+        directions[name], new[name] = tx.update(
+          seen.gradient, states[name], params, **arguments
+        )
+      lead = directions.pop("")
+      found = {name: cosines(along, lead) for name, along in directions.items()}
+      params = jax.tree.map(lambda p, d: p - learning_rate * d, params, lead)
+      return (params, new), (loss, found)
+
+    params = task.init(key)["params"]
+    states = {name: tx.init(params) for name, tx in txs.items()}
+    steps = jnp.arange(task.steps), order
+    return jax.lax.scan(step, (params, states), steps)[1]
+
+  layers = list(jax.eval_shape(lambda: by_layer(task.init(key)["params"])))
+  names = list(gather(jnp.ones(())).methods)
+
+  def follow(damping: float, learning_rate: float) -> Path:
+    losses, found = run(jnp.float32(damping), jnp.float32(learning_rate))
+    stacked = {
+      name: np.stack([found[name][layer] for layer in layers], -1) for name in names
+    }
+    return Path(np.asarray(losses), layers, stacked)
+
+  return follow
 
 
 def cosines(one: optax.Updates, other: optax.Updates) -> dict[str, jax.Array]:
@@ -134,8 +146,11 @@ def by_layer(params: optax.Params) -> dict[str, jax.Array]:
   """All parameters of a module as one vector, by the module's path."""
   layers: dict[str, list[jax.Array]] = {}
   for path, leaf in tree.flatten(params).items():
-    layers.setdefault(path.rpartition("/")[0], []).append(leaf.ravel())
-  return {layer: jnp.concatenate(leaves) for layer, leaves in layers.items()}
+    layers.setdefault(path.rpartition("/")[0], []).append(leaf)
+  return {
+    layer: jnp.concatenate([leaf.ravel() for leaf in leaves])
+    for layer, leaves in layers.items()
+  }
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The networks of single experiments, in Flax Linen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -65,28 +66,62 @@ class Gru(nn.Module):
     return nn.Dense(self.vocabulary)(x)
 
 
-class SparseFeatures(nn.Module):
-  """``X W`` of a sparse ``X`` with dropout on its entries, by rows.
+class Sparse(NamedTuple):
+  """A sparse matrix by its entries, sorted by row."""
 
-  Attributes:
-    features: width of the output.
-    dropout: share of the entries of ``X`` that a training step leaves out.
-  """
+  rows: jax.Array
+  columns: jax.Array
+  values: jax.Array
 
+  def times(self, dense: jax.Array, height: int) -> jax.Array:
+    """The product with a dense matrix; ``height`` is the number of rows."""
+    summands = self.values[:, None] * dense[self.columns]
+    return jax.ops.segment_sum(summands, self.rows, height, indices_are_sorted=True)
+
+
+class GraphConvolution(nn.Module):
+  """``A X W + b``; what multiplies the kernel is given as functions."""
+
+  inputs: int
   features: int
-  dropout: float
 
   @nn.compact
   def __call__(
     self,
-    rows: jax.Array,
-    columns: jax.Array,
-    values: jax.Array,
-    shape: tuple[int, int],
-    train: bool,
+    multiply: Callable[[jax.Array], jax.Array],
+    propagate: Callable[[jax.Array], jax.Array],
   ) -> jax.Array:
     init = nn.initializers.glorot_uniform()
-    kernel = self.param("kernel", init, (shape[1], self.features))
-    values = nn.Dropout(self.dropout, deterministic=not train)(values)
-    summands = values[:, None] * kernel[columns]
-    return jax.ops.segment_sum(summands, rows, shape[0], indices_are_sorted=True)
+    kernel = self.param("kernel", init, (self.inputs, self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return propagate(multiply(kernel)) + bias[None]
+
+
+class GraphNetwork(nn.Module):
+  """Kipf and Welling's two-layer graph convolutional network.
+
+  Attributes:
+    nodes: of the graph.
+    words: of the sparse input features.
+    classes: of the nodes.
+    hidden: width between the layers.
+    dropout: share of the features, and of the hidden units, left out in training.
+  """
+
+  nodes: int
+  words: int
+  classes: int
+  hidden: int = 16
+  dropout: float = 0.5
+
+  @nn.compact
+  def __call__(self, features: Sparse, adjacency: Sparse, train: bool) -> jax.Array:
+    def propagate(x: jax.Array) -> jax.Array:
+      return adjacency.times(x, self.nodes)
+
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    kept = features._replace(values=drop(features.values))
+    layer = GraphConvolution(self.words, self.hidden)
+    x = nn.relu(layer(lambda kernel: kept.times(kernel, self.nodes), propagate))
+    x = drop(x)
+    return GraphConvolution(self.hidden, self.classes)(lambda w: x @ w, propagate)
