@@ -34,7 +34,8 @@ class Size(NamedTuple):
   """How long, the grids, and how many gradients BDF's first layer keeps.
 
   Attributes:
-    steps: of every run.
+    steps: of a path.
+    search_steps: of a run of BDF's search.
     batch: images of a mini-batch.
     rates: learning rates of BDF.
     dampings: of BDF.
@@ -44,6 +45,7 @@ class Size(NamedTuple):
   """
 
   steps: int
+  search_steps: int
   batch: int
   rates: tuple[float, ...]
   dampings: tuple[float, ...]
@@ -52,11 +54,11 @@ class Size(NamedTuple):
   widths: tuple[int, ...] = (20, 20, 20, 20, 20, 10)
 
 
-RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
+RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2)
 SIZES = {
-  "quick": Size(3, 16, RATES[:1], DAMPINGS[:1], (), 4, (20, 20, 20, 10)),
-  "cpu": Size(300, 500, RATES, DAMPINGS, OTHERS, 100),
-  "paper": Size(3_000, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS), OTHERS, 100),
+  "quick": Size(3, 2, 16, RATES[:1], DAMPINGS[:1], (), 4, (20, 20, 20, 10)),
+  "cpu": Size(300, 100, 500, RATES, DAMPINGS, OTHERS, 100),
+  "paper": Size(3_000, 500, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS, 0.1), OTHERS, 100),
 }
 
 
@@ -64,14 +66,14 @@ def run(options: Options) -> Report:
   """Cosines with BDF along its path, for its best damping and for the others."""
   size = SIZES[options.scale]
   digits = small_data(options)
-  task = tasks.classification(
-    "mnist", SmallNetwork(size.widths), digits, size.batch, size.steps
-  )
+  network = SmallNetwork(size.widths)
+  task = tasks.classification("mnist", network, digits, size.batch, size.steps)
+  middle = [f"Dense_{i}" for i in range(1, len(size.widths) - 1)]
   best = _search(task, size, options)
-  follow = follower(task, lambda damping: gather(damping, size))
+  follow = follower(task, lambda damping: gather(damping, size), middle)
   paths = {damping: follow(damping, rate) for damping, (rate, _) in best.items()}
   chosen = min(best, key=lambda damping: best[damping][1])
-  follow = follower(task, lambda damping: gather_by_examples(damping, size))
+  follow = follower(task, lambda damping: gather_by_examples(damping, size), middle)
   examples = follow(chosen, best[chosen][0])
   text = _text(best, chosen, paths, examples)
   record = {
@@ -132,6 +134,7 @@ def _search(
 ) -> dict[float, tuple[float, float]]:
   """BDF's best learning rate and its training loss, by damping."""
   best = {}
+  task = task._replace(steps=size.search_steps)
   total = task.steps * len(size.rates) * len(size.dampings)
   with session(options, "cosine", total) as opened:
     for damping in size.dampings:
@@ -157,7 +160,7 @@ def _means(path: Path) -> dict[str, list[float]]:
   """Means over the steps after the first tenth, one for each middle layer."""
   start = len(path.losses) // 10
   return {
-    name: values[start:, 1:-1].mean(0).tolist() for name, values in path.cosines.items()
+    name: values[start:].mean(0).tolist() for name, values in path.cosines.items()
   }
 
 
@@ -204,7 +207,7 @@ def _cosine_table(path: Path) -> str:
   for name, layers in means.items():
     mark = "best" if name in best else ""
     rows.append([name, *map("{:.2f}".format, (*layers, np.mean(layers))), mark])
-  layers = map(_title, path.layers[1:-1])
+  layers = map(_title, path.layers)
   return table(["method", *layers, "mean", "of its dampings"], rows)
 
 
@@ -226,8 +229,7 @@ def _title(layer: str) -> str:
 def _figure(path: Path) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
   best = _best_of(_means(path))
-  middle = list(enumerate(path.layers))[1:-1]
-  for ax, (column, layer) in zip(grid.flat, middle, strict=False):
+  for column, (ax, layer) in enumerate(zip(grid.flat, path.layers, strict=False)):
     for method, name in best.items():
       values = smooth(path.cosines[name][None, :, column])
       curve(ax, np.arange(values.shape[-1]), values, name, COLORS.get(method))

@@ -1,6 +1,6 @@
 """Directions of many methods along the path of one of them (Algorithm 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +77,10 @@ class Company(NamedTuple):
 
 
 def follower(
-  task: Task, gather: Callable[[jax.Array], Company], seed: int = 0
+  task: Task,
+  gather: Callable[[jax.Array], Company],
+  layers: Sequence[str],
+  seed: int = 0,
 ) -> Callable[[float, float], Path]:
   """A function that follows a leader and compares the others' directions with its own.
 
@@ -87,6 +90,8 @@ def follower(
   Args:
     task: what is trained.
     gather: from a damping, traced, to the methods.
+    layers: modules at the top of the network whose directions are compared. They alone
+      are given to the methods, for which every layer is a matter of its own.
     seed: of the parameters, the order of the data and the sampled labels.
 
   Returns:
@@ -99,31 +104,31 @@ def follower(
   @jax.jit
   def run(damping: jax.Array, learning_rate: jax.Array) -> tuple:
     leader, methods = gather(damping)
-    everyone = {"": leader, **methods}
-    txs = {n: optax.with_extra_args_support(m.tx) for n, m in everyone.items()}
+    lead_tx = optax.with_extra_args_support(leader.tx)
+    txs = {n: optax.with_extra_args_support(m.tx) for n, m in methods.items()}
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
-      params, states = carry
+      params, lead_state, states = carry
       number, rows = inputs
       batch = jax.tree.map(lambda array: array[rows], data)
       loss, seen = signals(task, params, batch, jax.random.fold_in(key, number))
-      directions, new = {}, {}
+      lead, lead_state = lead_tx.update(
+        seen.gradient, lead_state, params, **leader.arguments(seen)
+      )
+      part = Signals(*(_only(layers, found) for found in seen))
+      found, new = {}, {}
       for name, tx in txs.items():
-        arguments = everyone[name].arguments(seen)
-        directions[name], new[name] = tx.update(
-          seen.gradient, states[name], params, **arguments
-        )
-      lead = directions.pop("")
-      found = {name: cosines(along, lead) for name, along in directions.items()}
+        arguments = methods[name].arguments(part)
+        along, new[name] = tx.update(part.gradient, states[name], **arguments)
+        found[name] = cosines(along, _only(layers, lead))
       params = jax.tree.map(lambda p, d: p - learning_rate * d, params, lead)
-      return (params, new), (loss, found)
+      return (params, lead_state, new), (loss, found)
 
     params = task.init(key)["params"]
-    states = {name: tx.init(params) for name, tx in txs.items()}
+    states = {name: tx.init(_only(layers, params)) for name, tx in txs.items()}
     steps = jnp.arange(task.steps), order
-    return jax.lax.scan(step, (params, states), steps)[1]
+    return jax.lax.scan(step, (params, lead_tx.init(params), states), steps)[1]
 
-  layers = list(jax.eval_shape(lambda: by_layer(task.init(key)["params"])))
   names = list(gather(jnp.ones(())).methods)
 
   def follow(damping: float, learning_rate: float) -> Path:
@@ -131,9 +136,13 @@ def follower(
     stacked = {
       name: np.stack([found[name][layer] for layer in layers], -1) for name in names
     }
-    return Path(np.asarray(losses), layers, stacked)
+    return Path(np.asarray(losses), list(layers), stacked)
 
   return follow
+
+
+def _only(layers: Sequence[str], modules: dict[str, Any]) -> dict[str, Any]:
+  return {layer: modules[layer] for layer in layers}
 
 
 def cosines(one: optax.Updates, other: optax.Updates) -> dict[str, jax.Array]:
