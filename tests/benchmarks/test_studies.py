@@ -98,7 +98,7 @@ def test_linear_network_arrives_as_fast_as_linear_theory_says():
   assert outcome.blocks == 1
   np.testing.assert_allclose(outcome.losses, 0.25 ** np.arange(9), rtol=1e-6)
   assert outcome.constant < 1e-6
-  assert 0 < outcome.excess < 1
+  assert outcome.excess == pytest.approx(0.25 / (1 - outcome.learning_rate))
   assert outcome.removed == pytest.approx(0.75)
 
 
