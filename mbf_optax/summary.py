@@ -76,7 +76,11 @@ class Summary(NamedTuple):
     return "\n".join([first, _line(rule), *others, "", _caption()])
 
 
-def summarize(params: Any, partition: Partition | None = None) -> Summary:
+def summarize(
+  params: Any,
+  partition: Partition | None = None,
+  inverse_dtype: jax.typing.DTypeLike | None = None,
+) -> Summary:
   """Tabulates how a parameter tree is read and what :func:`scale_by_mbf` will hold.
 
   Nothing is allocated, so it can be asked about models that do not fit.
@@ -84,6 +88,7 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
   Args:
     params: the parameter tree, of arrays or of ``jax.ShapeDtypeStruct``.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
+    inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
 
   Returns:
     A :class:`Summary`: print it, a Markdown table. ``apply``, ``statistics`` and
@@ -106,8 +111,8 @@ def summarize(params: Any, partition: Partition | None = None) -> Summary:
   """
   partition = flax_partition() if partition is None else partition
   readings = checks.readings(partition, params)
-  # What is held does not depend on the hyperparameters.
-  curvature = Curvature(damping=1.0, relative_damping=False, method="sweep")
+  # What is held does not depend on the other hyperparameters.
+  curvature = Curvature(1.0, False, "sweep", inverse_dtype)
   init = functools.partial(init_state, curvature, readings)
   state = jax.eval_shape(init, params)
   momentum = tree.flatten(state.momentum)

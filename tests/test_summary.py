@@ -21,11 +21,13 @@ def shapes(dtype):
   )
 
 
+@pytest.mark.parametrize("inverse_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_bytes_are_those_of_the_state(dtype):
-  summary = mbf_optax.summarize(shapes(dtype), trees.PARTITION)
+def test_bytes_are_those_of_the_state(dtype, inverse_dtype):
+  options = {"partition": trees.PARTITION, "inverse_dtype": inverse_dtype}
+  summary = mbf_optax.summarize(shapes(dtype), **options)
   params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes(dtype))
-  state = mbf_optax.scale_by_mbf(partition=trees.PARTITION).init(params)
+  state = mbf_optax.scale_by_mbf(**options).init(params)
   assert summary.state_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   scalars = 3 * 4  # the counter and the two weights belong to no layer
   assert sum(row.state_bytes for row in summary.layers) == summary.state_bytes - scalars

@@ -26,7 +26,7 @@ matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 SUPPORT = ("checkpoints", "comparison", "curves", "data", "experiment", "measure")
-SUPPORT += ("optimizers", "problems", "report", "tasks", "training")
+SUPPORT += ("optimizers", "problems", "report", "tasks", "training", "vision")
 
 
 def names() -> list[str]:

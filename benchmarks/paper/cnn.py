@@ -1,0 +1,132 @@
+"""Figures 7 and 17, Tables 7 and 8: image classifiers, schedules and weight decay."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import optax
+
+import mbf_optax
+from benchmarks import baselines
+from benchmarks.baselines import common
+from benchmarks.paper import comparison, problems, vision
+from benchmarks.paper.comparison import Outcome
+from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.optimizers import product, with_factors
+from benchmarks.paper.report import table
+from benchmarks.paper.training import Optimizer, Setting
+from benchmarks.paper.vision import FIRST_ORDER, KRONECKER, MINI_BLOCK
+
+# Table 8: accuracy on the validation set, in percent.
+PAPER = {
+  "resnet": {
+    "mbf": 93.42,
+    "kfac": 93.02,
+    "shampoo": 92.97,
+    "adam": 93.34,
+    "sgd": 93.23,
+  },
+  "vgg16": {"mbf": 74.80, "kfac": 74.38, "shampoo": 73.37, "adam": 72.95, "sgd": 73.99},
+  "vgg11": {"mbf": 96.59, "kfac": 96.37, "shampoo": 96.15, "adam": 96.34, "sgd": 96.63},
+}
+PERIODS = {"inverse_update_period": 100}  # of KFAC and Shampoo, as in the paper
+
+
+def _sgd(
+  learning_rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformation:
+  return common.descend(optax.trace(0.9), learning_rate, weight_decay)
+
+
+_BUILDS: dict[str, tuple[Callable, float]] = {
+  "sgd": (_sgd, FIRST_ORDER),
+  "adam": (optax.adamw, FIRST_ORDER),
+  "muon": (optax.contrib.muon, FIRST_ORDER),
+  "shampoo": (
+    functools.partial(baselines.shampoo, statistics_update_period=10, **PERIODS),
+    KRONECKER,
+  ),
+  "kfac": (
+    functools.partial(
+      baselines.kfac, split="trace", factor_update_period=10, **PERIODS
+    ),
+    KRONECKER,
+  ),
+  "mbf": (mbf_optax.mbf, MINI_BLOCK),
+  "mbf_adam": (mbf_optax.mbf_adam, FIRST_ORDER),
+}
+
+
+def run(options: Options) -> Report:
+  """Searches by held-out accuracy, trains from several seeds, times the steps."""
+  tasks = vision.tasks(options)
+  optimizers = {name: _optimizers(options.scale, t.steps) for name, t in tasks.items()}
+  seeds = problems.SEEDS[options.scale]
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  with comparison.session(options, "cnn", total) as session:
+    outcomes = {
+      name: comparison.compare(
+        task, optimizers[name], seeds, session, metric="test accuracy", largest=True
+      )
+      for name, task in tasks.items()
+    }
+  figure = comparison.comparison_figure(outcomes, ["test accuracy"])
+  record = {name: comparison.record(results) for name, results in outcomes.items()}
+  return Report(_text(outcomes), record, {"loss": figure})
+
+
+def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+  metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}
+  parts = []
+  for name, results in outcomes.items():
+    parts += [f"### {name}", comparison.comparison_table(results, metrics)]
+  titles = ("Table 8, accuracy in %", *PAPER["resnet"])
+  rows = [[name, *values.values()] for name, values in PAPER.items()]
+  return "\n\n".join([*parts, "### The paper", table(titles, rows)])
+
+
+def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
+  grids = {"quick": _quick, "cpu": _cpu, "paper": _paper}[scale]()
+  optimizers = {}
+  for name, grid in grids.items():
+    build, share = _BUILDS[name]
+    decaying = vision.decaying(build, steps, share)
+    if name == "kfac":
+      optimizers[name] = Optimizer(decaying, grid, with_factors)
+    else:
+      optimizers[name] = Optimizer(decaying, grid)
+  return optimizers
+
+
+def _quick() -> dict[str, list[Setting]]:
+  rates = product(learning_rate=[1e-3, 3e-3], weight_decay=[0.1])
+  return {"adam": rates, "mbf": rates}
+
+
+def _cpu() -> dict[str, list[Setting]]:
+  """Three rates each; in so few steps the decay of the weights hardly matters."""
+  adams = product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1])
+  return {
+    "sgd": product(learning_rate=[0.03, 0.1, 0.3], weight_decay=[0.01]),
+    "adam": adams,
+    "muon": adams,
+    "shampoo": product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1]),
+    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1]),
+    "mbf": product(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.3]),
+    "mbf_adam": adams,
+  }
+
+
+def _paper() -> dict[str, list[Setting]]:
+  """Table 7, and Adam's values for the optimizers that it does not have."""
+  decays = [1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0]
+  tenths = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+  adams = product(learning_rate=[1e-6, 3e-6, 1e-5, *tenths[:-1]], weight_decay=decays)
+  return {
+    "sgd": product(learning_rate=[*tenths, 0.3, 1.0], weight_decay=decays),
+    "adam": adams,
+    "muon": product(learning_rate=tenths, weight_decay=decays),
+    "shampoo": product(learning_rate=tenths, weight_decay=decays),
+    "kfac": product(learning_rate=[3e-6, 1e-5, *tenths[:-1]], weight_decay=decays),
+    "mbf": product(learning_rate=[1e-6, 3e-6, 1e-5, *tenths[:-3]], weight_decay=decays),
+    "mbf_adam": adams,
+  }

@@ -1,0 +1,62 @@
+"""Figure 11: a matrix for every convolution kernel against one for each layer."""
+
+import functools
+
+import mbf_optax
+from benchmarks.paper import comparison, problems, vision
+from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.optimizers import product
+from benchmarks.paper.training import Optimizer, Setting
+
+_PARTITIONS = {
+  "mbf": mbf_optax.flax_partition(),
+  "mbf averaged": mbf_optax.flax_partition(overrides=[(r"Conv_\d+/kernel", "shared")]),
+}
+
+
+def run(options: Options) -> Report:
+  """Tunes both on the same grid, trains from several seeds and times the steps."""
+  tasks = vision.tasks(options)
+  seeds = problems.SEEDS[options.scale]
+  optimizers = {
+    name: _optimizers(_grid(options.scale), task.steps) for name, task in tasks.items()
+  }
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  with comparison.session(options, "conv_average", total) as session:
+    outcomes = {
+      name: comparison.compare(
+        task, optimizers[name], seeds, session, metric="test accuracy", largest=True
+      )
+      for name, task in tasks.items()
+    }
+  metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}
+  parts = []
+  for name, results in outcomes.items():
+    text = comparison.comparison_table(results, metrics, budget="mbf")
+    parts.append(f"### {name}\n\n{text}")
+  record = {name: comparison.record(results) for name, results in outcomes.items()}
+  figure = comparison.comparison_figure(outcomes, ["test accuracy"])
+  return Report("\n\n".join(parts), record, {"loss": figure})
+
+
+def _optimizers(grid: list[Setting], steps: int) -> dict[str, Optimizer]:
+  return {
+    name: Optimizer(
+      vision.decaying(
+        functools.partial(mbf_optax.mbf, partition=partition), steps, vision.MINI_BLOCK
+      ),
+      grid,
+    )
+    for name, partition in _PARTITIONS.items()
+  }
+
+
+def _grid(scale: Scale) -> list[Setting]:
+  if scale == "quick":
+    return product(learning_rate=[1e-3], weight_decay=[0.3])
+  if scale == "cpu":
+    return product(learning_rate=[1e-4, 3e-4, 1e-3, 3e-3], weight_decay=[0.3])
+  return product(
+    learning_rate=[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
+    weight_decay=[1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
+  )
