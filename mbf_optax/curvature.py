@@ -106,7 +106,7 @@ class Curvature:
     inverses = refresh.invert(systems, previous, self.method)
     layers = dict(layers)
     for reading, system, new in zip(readings, systems, inverses, strict=True):
-      state = layers[reading.path]
+      state = computed(layers[reading.path])
       state = estimator_of(reading).with_inverse(state, system, new)
       layers[reading.path] = self._stored(state)
     return layers

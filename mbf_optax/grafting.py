@@ -63,7 +63,8 @@ def graft(
   magnitude = optax.with_extra_args_support(magnitude)
 
   def init(params: optax.Params) -> GraftState:
-    return GraftState(direction.init(params), magnitude.init(_wide(params)))
+    wide = _wide(params)
+    return GraftState(direction.init(wide), magnitude.init(wide))
 
   def update(
     updates: optax.Updates,
