@@ -59,9 +59,8 @@ def name_of(path: str) -> str:
 
 
 def _sibling(path: str, name: str, other: str, leaves: tree.Leaves) -> str | None:
-  module, _, own = path.rpartition("/")
-  candidate = f"{module}/{other}" if module else other
-  return candidate if own == name and candidate in leaves else None
+  candidate = path.removesuffix(name) + other
+  return candidate if name_of(path) == name and candidate in leaves else None
 
 
 @dataclasses.dataclass(frozen=True)

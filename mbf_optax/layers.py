@@ -173,7 +173,13 @@ def read(
     )
   layer = dataclasses.replace(layer, block_axes=axes)
   if bias is None or not layer.joins_bias or layer.elementwise:
-    return Reading(path, None, shape, layer)
+    reading = Reading(path, None, shape, layer)
+    if reading.block_size == 0:
+      raise ValueError(
+        f"mbf_optax: {path!r} has shape {shape}, and no element lies along its block"
+        f' axes {layer.block_axes}; read it as "rms".'
+      )
+    return reading
   reading = Reading(path, bias[0], shape, layer, tuple(bias[1]))
   if not joins(reading.bias_shape, reading.batch_shape):
     raise ValueError(
@@ -219,7 +225,8 @@ def to_blocks(reading: Reading, leaves: tree.Leaves) -> jax.Array:
     return array[None]
   axes = reading.layer.block_axes
   blocks = jnp.moveaxis(array, axes, range(len(axes)))
-  blocks = blocks.reshape(-1, *reading.batch_shape)
+  size = math.prod(reading.shape[axis] for axis in axes)  # -1 fails without blocks
+  blocks = blocks.reshape(size, *reading.batch_shape)
   if reading.bias_path is None:
     return blocks
   bias = as_float(leaves[reading.bias_path]).reshape(1, *reading.batch_shape)

@@ -41,7 +41,13 @@ class _Override(NamedTuple):
         f"mbf_optax: the override {pattern!r} asks for {layer!r}; use a Layer or"
         f" one of {', '.join(map(repr, known))}."
       )
-    return cls(re.compile(pattern), layer)
+    try:
+      return cls(re.compile(pattern), layer)
+    except re.error as error:
+      raise ValueError(
+        f"mbf_optax: the override {pattern!r} is no regular expression ({error}); use"
+        " re.escape to match a path as it is written."
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)

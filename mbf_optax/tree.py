@@ -15,12 +15,15 @@ def flatten(tree: Any) -> Leaves:
   path, so boxed and plain parameters have the same names. A lone array is ``""``.
   """
   pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-  leaves = {_render(path): leaf for path, leaf in pairs}
-  if len(leaves) != len(pairs):
-    raise ValueError(
-      "mbf_optax: two leaves of the parameter tree have the same path once keys are"
-      ' joined by "/"; rename the keys so that the paths differ.'
-    )
+  leaves: Leaves = {}
+  for keys, leaf in pairs:
+    path = _render(keys)
+    if path in leaves:
+      raise ValueError(
+        f"mbf_optax: two leaves of the parameter tree have the same path {path!r} once"
+        ' keys are joined by "/"; rename the keys so that the paths differ.'
+      )
+    leaves[path] = leaf
   return leaves
 
 

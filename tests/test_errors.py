@@ -110,6 +110,21 @@ def test_unknown_override():
     mbf_optax.flax_partition(overrides=[("kernel", "diagonal")])
 
 
+@pytest.mark.parametrize("pattern", ["kernel[", "*/kernel", "a{2,1}"])
+def test_override_that_is_no_regular_expression(pattern):
+  with refused(repr(pattern), "regular expression", "re.escape"):
+    mbf_optax.flax_partition(overrides=[(pattern, "shared")])
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 0)])
+@pytest.mark.parametrize("estimator", ["full", "shared", "low_rank"])
+def test_blocks_without_elements(shape, estimator):
+  layer = mbf_optax.Layer((0,), estimator)
+  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
+  with refused("'Dense_0/kernel'", str(shape), "no element", "(0,)", "rms"):
+    partition({"Dense_0": {"kernel": jnp.ones(shape)}})
+
+
 def test_override_that_matches_nothing():
   partition = mbf_optax.flax_partition(overrides=[("Dense_7", "shared")])
   with refused("'Dense_7'", "matches no", "Dense_0/bias, Dense_0/kernel"):
@@ -153,7 +168,7 @@ def test_integer_parameters(factory, dtype):
 
 
 def test_two_leaves_of_one_path():
-  with refused("same path", "rename"):
+  with refused("same path 'a/b'", "rename"):
     mbf_optax.scale_by_mbf().init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
 
 
