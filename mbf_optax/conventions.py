@@ -116,6 +116,8 @@ def _is_attention_output(path: str, leaves: tree.Leaves) -> bool:
 _LEAST_RANK_IN_STACK = {
   "kernel": 3,
   "w": 3,
+  "w_i": 3,
+  "w_h": 3,
   "embedding": 3,
   "bias": 2,
   "b": 2,

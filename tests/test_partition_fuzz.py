@@ -167,8 +167,16 @@ def check_shapes(readings, leaves):
     chex.assert_trees_all_equal(back, {path: arrays[path] for path in reading.paths})
 
 
-def is_unique(leaves):
-  return len(dict(leaves)) == len(leaves)
+def read(library, tree, **arguments):
+  """The readings, or ``None`` if refused by the name of a leaf or of an override."""
+  try:
+    return PRESETS[library](**arguments)(tree)
+  except ValueError as error:
+    refusal = str(error)
+  patterns = [pattern for pattern, _ in arguments.get("overrides", [])]
+  known = [*patterns, *(path for path, _ in leaves_of(tree))]
+  assert any(repr(name) in refusal for name in known), refusal
+  return None
 
 
 @hypothesis.settings(max_examples=100)
@@ -177,25 +185,10 @@ def is_unique(leaves):
 def test_names_and_shapes_alone_are_never_refused(library, data):
   """Unless two leaves have one path."""
   tree = data.draw(trees(library))
-  leaves = leaves_of(tree)
-  try:
-    readings = PRESETS[library]()(tree)
-  except ValueError as error:
-    assert not is_unique(leaves)
-    assert any(repr(path) in str(error) for path, _ in leaves)
-  else:
+  readings, leaves = read(library, tree), leaves_of(tree)
+  assert (readings is None) == (len(dict(leaves)) < len(leaves))
+  if readings is not None:
     check_cover(readings, leaves)
-
-
-def read(library, tree, arguments):
-  """The readings, or ``None`` if refused by the name of a leaf or of an override."""
-  try:
-    return PRESETS[library](**arguments)(tree)
-  except ValueError as error:
-    patterns = [pattern for pattern, _ in arguments["overrides"]]
-    known = [*patterns, *(path for path, _ in leaves_of(tree))]
-    assert any(repr(name) in str(error) for name in known), error
-    return None
 
 
 @hypothesis.settings(max_examples=100)
@@ -203,7 +196,7 @@ def read(library, tree, arguments):
 @each_library
 def test_overrides_are_followed_or_refused_by_name(library, data):
   tree, arguments = data.draw(cases(library))
-  readings = read(library, tree, arguments)
+  readings = read(library, tree, **arguments)
   if readings is not None:
     check_cover(readings, leaves_of(tree))
     check_shapes(readings, leaves_of(tree))
@@ -214,7 +207,7 @@ def test_overrides_are_followed_or_refused_by_name(library, data):
 @each_library
 def test_elements_return_to_their_places(library, data):
   tree, arguments = data.draw(cases(library))
-  readings, leaves = read(library, tree, arguments), leaves_of(tree)
+  readings, leaves = read(library, tree, **arguments), leaves_of(tree)
   hypothesis.assume(readings)
   sizes = [math.prod(found.shape) for _, found in leaves]
   ends = np.cumsum(sizes)
