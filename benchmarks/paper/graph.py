@@ -24,8 +24,10 @@ from benchmarks.paper.training import Optimizer
 
 DECAY = 5e-4  # of the first layer, in the loss
 VALIDATION = "test validation accuracy"
-RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1)
-DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3)
+RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+MBF_RATES = (1e-4, 1e-3, 0.01, 0.1)
+DAMPINGS = (1e-5, 1e-4, 1e-3, 0.01, 0.1)
+RELATIVE_DAMPINGS = (0.1, 1.0, 10.0)  # of mbf_adam, whose default is the first
 
 
 class Size(NamedTuple):
@@ -41,6 +43,7 @@ class Size(NamedTuple):
     "muon",
     "mbf",
     "mbf_adam",
+    "mbf_adam, own damping",
     "mbf_adam, low rank",
   )
 
@@ -48,7 +51,7 @@ class Size(NamedTuple):
 SIZES = {
   "quick": Size(2, 1, 2, RATES[:2], DAMPINGS[:1], ("adam", "mbf")),
   "cpu": Size(200, 2, 5, RATES, DAMPINGS),
-  "paper": Size(200, 10, 100, (3e-4, *RATES, 0.3), DAMPINGS),
+  "paper": Size(200, 10, 100, (3e-4, *RATES), DAMPINGS),
 }
 
 
@@ -139,21 +142,31 @@ def normalized_adjacency(graph: data.Graph) -> Sparse:
 def optimizers(size: Size) -> dict[str, Optimizer]:
   """Each with its grid. The first layer's blocks have 1,434 elements."""
   rates = [{"learning_rate": rate} for rate in size.rates]
-  pairs = [
-    {"learning_rate": rate, "damping": damping}
-    for rate in size.rates[::2]
-    for damping in size.dampings
-  ]
+  relative = _pairs(size.rates[1:-2], RELATIVE_DAMPINGS)
   low_rank = mbf_optax.flax_partition("low_rank")
   return {
     "adam": Optimizer(optax.adam, rates),
     "muon": Optimizer(optax.contrib.muon, rates),
-    "mbf": Optimizer(functools.partial(mbf_optax.mbf, partition=low_rank), pairs),
+    "mbf": Optimizer(
+      functools.partial(mbf_optax.mbf, partition=low_rank),
+      _pairs(MBF_RATES, size.dampings),
+    ),
     "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
+    "mbf_adam, own damping": Optimizer(mbf_optax.mbf_adam, relative),
     "mbf_adam, low rank": Optimizer(
-      functools.partial(mbf_optax.mbf_adam, partition=low_rank), rates
+      functools.partial(mbf_optax.mbf_adam, partition=low_rank), relative
     ),
   }
+
+
+def _pairs(
+  rates: tuple[float, ...], dampings: tuple[float, ...]
+) -> list[dict[str, float]]:
+  return [
+    {"learning_rate": rate, "damping": damping}
+    for rate in rates
+    for damping in dampings
+  ]
 
 
 def _outcome(
@@ -202,10 +215,13 @@ def _table(outcomes: dict[str, Outcome]) -> str:
   return table(titles, rows)
 
 
+_MORE_COLORS = {"mbf_adam, own damping": "tab:brown", "mbf_adam, low rank": "tab:cyan"}
+
+
 def _figure(outcomes: dict[str, Outcome]) -> matplotlib.figure.Figure:
   figure, grid = axes(1, 2, width=4.2)
   for name, outcome in outcomes.items():
-    color = COLORS.get(name)
+    color = COLORS.get(name, _MORE_COLORS.get(name))
     style = {"label": name, "color": color}
     losses = outcome.runs.losses[0]
     curve(grid[0, 0], np.arange(losses.shape[-1]), losses, **style)

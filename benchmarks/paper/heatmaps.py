@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -185,23 +186,26 @@ def _damping_table(shares: dict[str, dict[str, dict[str, fisher.Share]]]) -> str
   return table(["matrix", *map("{:g}".format, DAMPINGS)], rows)
 
 
-_LIMIT = 420  # rows of a matrix that are shown
+_LIMIT = 150  # rows of a matrix that are shown
+_LEVELS = 10  # of color, over three decades: noise in more makes the file large
 
 
 def _figure(studied: list[Studied]) -> matplotlib.figure.Figure:
   columns = -(-len(studied) // 2)
-  figure, grid = axes(2, columns, width=3.2, height=3.2)
+  figure, grid = axes(2, columns, width=2.1, height=2.4)
+  colors = matplotlib.colormaps["viridis"].resampled(_LEVELS)
   for ax in grid.flat:
     ax.set_axis_off()
   for ax, part in zip(grid.flat, studied, strict=False):
     inverse = np.abs(fisher.damped_inverse(part.matrix, SHOWN))[:_LIMIT, :_LIMIT]
     top = np.quantile(inverse, 0.999)
-    ax.imshow(inverse, norm=LogNorm(top / 1e3, top, clip=True), cmap="viridis")
+    norm = LogNorm(top / 1e3, top, clip=True)
+    ax.imshow(inverse, norm=norm, cmap=colors, interpolation="nearest")
     groups = next(iter(part.partitions.values()))
     found = fisher.share(fisher.damped_inverse(part.matrix, SHOWN), groups)
     ax.set_title(
-      f"{part.name}\n{found.absolute:.0%} of the weight in {found.entries:.1%} of"
-      " the entries",
-      fontsize=7,
+      f"{part.name.replace(', ', chr(10))}\n{found.absolute:.0%} of the weight in"
+      f" {found.entries:.1%} of the entries",
+      fontsize=6,
     )
   return figure
