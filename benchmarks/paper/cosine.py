@@ -57,7 +57,7 @@ class Size(NamedTuple):
 RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2)
 SIZES = {
   "quick": Size(3, 2, 16, RATES[:1], DAMPINGS[:1], (), 4, (20, 20, 20, 10)),
-  "cpu": Size(300, 100, 500, RATES, DAMPINGS, OTHERS, 100),
+  "cpu": Size(200, 60, 500, RATES, DAMPINGS, OTHERS, 100),
   "paper": Size(3_000, 500, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS, 0.1), OTHERS, 100),
 }
 
