@@ -2,9 +2,9 @@
 
 On the path of BDF, which inverts the empirical Fisher matrix of every layer, all other
 methods are given the same gradients, and the cosine of their direction with BDF's is
-taken layer by layer. The damping of every method decides much, so that it is searched:
-BDF's for the lowest training loss, the others' for the largest cosine beside the
-paper's own value.
+taken layer by layer. BDF takes its matrices from the mini-batch's gradient, as MBF
+does, or from every example's. The damping of every method decides much: all of BDF's
+are shown, and the other methods' are searched for the largest cosine.
 """
 
 import functools
@@ -27,7 +27,7 @@ from benchmarks.paper.training import Optimizer
 
 FIRST = "Dense_0"
 KFAC, SHAMPOO = 0.03, 3e-4  # the paper's dampings
-OTHERS = (0.1, 10.0, 0.01, 1e-4)  # multiples of them that are tried too
+OTHERS = (0.1, 10.0, 0.01)  # multiples of them that are tried too
 
 
 class Size(NamedTuple):
@@ -54,35 +54,44 @@ class Size(NamedTuple):
   widths: tuple[int, ...] = (20, 20, 20, 20, 20, 10)
 
 
-RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2)
+RATES, DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 SIZES = {
   "quick": Size(3, 2, 16, RATES[:1], DAMPINGS[:1], (), 4, (20, 20, 20, 10)),
-  "cpu": Size(200, 60, 500, RATES, DAMPINGS, OTHERS, 100),
-  "paper": Size(3_000, 500, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS, 0.1), OTHERS, 100),
+  "cpu": Size(150, 60, 500, RATES, DAMPINGS, OTHERS, 100),
+  "paper": Size(3_000, 500, 1_000, (*RATES, 3e-2), (1e-6, *DAMPINGS), OTHERS, 100),
 }
 
 
+BATCH, EXAMPLES = "the mini-batch's gradient", "every example's gradient"
+Paths = dict[float, Path]
+"""By BDF's damping."""
+
+
 def run(options: Options) -> Report:
-  """Cosines with BDF along its path, for its best damping and for the others."""
+  """Cosines with both kinds of BDF along their paths."""
   size = SIZES[options.scale]
   digits = small_data(options)
   network = SmallNetwork(size.widths)
   task = tasks.classification("mnist", network, digits, size.batch, size.steps)
   middle = [f"Dense_{i}" for i in range(1, len(size.widths) - 1)]
-  best = _search(task, size, options)
-  follow = follower(task, lambda damping: gather(damping, size), middle)
-  paths = {damping: follow(damping, rate) for damping, (rate, _) in best.items()}
-  chosen = min(best, key=lambda damping: best[damping][1])
-  follow = follower(task, lambda damping: gather_by_examples(damping, size), middle)
-  examples = follow(chosen, best[chosen][0])
-  text = _text(best, chosen, paths, examples)
+  rates = _search(task, size, options)
+  kinds: dict[str, Paths] = {}
+  for kind, build in ((BATCH, gather), (EXAMPLES, gather_by_examples)):
+    follow = follower(task, functools.partial(build, size=size), middle)
+    kinds[kind] = {damping: follow(damping, rate) for damping, rate in rates.items()}
   record = {
-    "bdf": {str(damping): found for damping, found in best.items()},
-    "chosen": chosen,
-    "mean cosines": {str(damping): _means(path) for damping, path in paths.items()},
-    "mean cosines, every example's gradient": _means(examples),
+    kind: {
+      str(damping): {
+        "learning rate": rates[damping],
+        "last loss": _last_loss(path),
+        "mean cosines": _means(path),
+      }
+      for damping, path in paths.items()
+    }
+    for kind, paths in kinds.items()
   }
-  return Report(text, record, {"cosine": _figure(paths[chosen])})
+  lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
+  return Report(_text(kinds, rates), record, {"cosine": _figure(lowest)})
 
 
 def bdf(damping: Any, rank: int) -> optax.GradientTransformation:
@@ -129,10 +138,8 @@ def gather_by_examples(damping: Any, size: Size) -> Company:
   )
 
 
-def _search(
-  task: tasks.Task, size: Size, options: Options
-) -> dict[float, tuple[float, float]]:
-  """BDF's best learning rate and its training loss, by damping."""
+def _search(task: tasks.Task, size: Size, options: Options) -> dict[float, float]:
+  """The learning rate with the lowest training loss, by BDF's damping."""
   best = {}
   task = task._replace(steps=size.search_steps)
   total = task.steps * len(size.rates) * len(size.dampings)
@@ -143,9 +150,7 @@ def _search(
         [{"learning_rate": rate} for rate in size.rates],
       )
       runs = opened.train(f"bdf {damping:g}", task, optimizer, points=1)
-      index = runs.best()
-      loss = float(runs.final("train loss")[index, 0])
-      best[damping] = size.rates[index], loss if np.isfinite(loss) else np.inf
+      best[damping] = size.rates[runs.best()]
   return best
 
 
@@ -174,52 +179,51 @@ def _best_of(means: dict[str, list[float]]) -> dict[str, str]:
   return best
 
 
-def _text(
-  best: dict[float, tuple[float, float]],
-  chosen: float,
-  paths: dict[float, Path],
-  examples: Path,
-) -> str:
-  rows = [
-    [f"{damping:g}" + (" (chosen)" if damping == chosen else ""), rate, f"{loss:.4f}"]
-    for damping, (rate, loss) in best.items()
-  ]
-  titles = ["BDF's damping", "best learning rate", "training loss"]
+def _last_loss(path: Path) -> float:
+  """Mean over the last tenth of the steps; infinite if not finite."""
+  loss = float(path.losses[-(len(path.losses) // 10 + 1) :].mean())
+  return loss if np.isfinite(loss) else np.inf
+
+
+def _text(kinds: dict[str, Paths], rates: dict[float, float]) -> str:
   parts = [
-    table(titles, rows),
-    "Mean cosine with BDF after the first tenth of the steps, at BDF's best damping."
-    f" MBF has BDF's damping, KFAC {KFAC:g} and Shampoo {SHAMPOO:g}, or the multiple"
-    " that stands behind the name:",
-    _cosine_table(paths[chosen]),
-    "Where BDF averages every example's outer product instead of taking that of the"
-    " mini-batch's gradient:",
-    _cosine_table(examples),
-    "Mean over the layers at BDF's other dampings, each method at its best damping:",
-    _damping_table(paths),
+    "Mean cosine with BDF over the middle layers after the first tenth of the steps, by"
+    f" BDF's damping: with MBF at BDF's own damping, KFAC at {KFAC:g} and Shampoo at"
+    f" {SHAMPOO:g}, and after the slash with each method at its best multiple of that.",
+  ]
+  for kind, paths in kinds.items():
+    parts += [f"BDF from {kind}:", _damping_table(paths, rates)]
+  lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
+  parts += [
+    f"BDF from {EXAMPLES}, at its damping of the lowest loss, layer by layer (the"
+    " picture):",
+    _layer_table(lowest),
   ]
   return "\n\n".join(parts)
 
 
-def _cosine_table(path: Path) -> str:
-  means = _means(path)
-  best = set(_best_of(means).values())
-  rows = []
-  for name, layers in means.items():
-    mark = "best" if name in best else ""
-    rows.append([name, *map("{:.2f}".format, (*layers, np.mean(layers))), mark])
-  layers = map(_title, path.layers)
-  return table(["method", *layers, "mean", "of its dampings"], rows)
-
-
-def _damping_table(paths: dict[float, Path]) -> str:
+def _damping_table(paths: Paths, rates: dict[float, float]) -> str:
   columns = {damping: _means(path) for damping, path in paths.items()}
   best = {damping: _best_of(means) for damping, means in columns.items()}
-  names = next(iter(best.values()))
   rows = [
-    [name, *(f"{np.mean(columns[d][best[d][name]]):.2f}" for d in columns)]
-    for name in names
+    ["BDF's learning rate", *(f"{rates[damping]:g}" for damping in paths)],
+    ["BDF's last loss", *(f"{_last_loss(path):.3f}" for path in paths.values())],
   ]
-  return table(["method", *map("{:g}".format, columns)], rows)
+  for name in next(iter(best.values())):
+    row = [name]
+    for damping, means in columns.items():
+      own, searched = np.mean(means[name]), np.mean(means[best[damping][name]])
+      row.append(f"{own:.2f} / {searched:.2f}")
+    rows.append(row)
+  return table(["BDF's damping", *map("{:g}".format, columns)], rows)
+
+
+def _layer_table(path: Path) -> str:
+  rows = [
+    [name, *map("{:.2f}".format, (*layers, np.mean(layers)))]
+    for name, layers in _means(path).items()
+  ]
+  return table(["method", *map(_title, path.layers), "mean"], rows)
 
 
 def _title(layer: str) -> str:
@@ -228,11 +232,14 @@ def _title(layer: str) -> str:
 
 def _figure(path: Path) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
-  best = _best_of(_means(path))
+  methods = [name for name in path.cosines if "," not in name]
+  searched = _best_of(_means(path))["mbf"]
   for column, (ax, layer) in enumerate(zip(grid.flat, path.layers, strict=False)):
-    for method, name in best.items():
+    for name in dict.fromkeys([*methods, searched]):
       values = smooth(path.cosines[name][None, :, column])
-      curve(ax, np.arange(values.shape[-1]), values, name, COLORS.get(method))
+      style = {"linestyle": "--"} if name not in COLORS else {}
+      color = COLORS[name.partition(",")[0]]
+      curve(ax, np.arange(values.shape[-1]), values, name, color, **style)
     ax.axhspan(0.6, 0.7, color="black", alpha=0.06, linewidth=0)
     ax.set(title=_title(layer), ylim=(0, 1.02))
   for ax in grid[-1]:

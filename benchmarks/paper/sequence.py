@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "quick": Size(8, 1, 2, 8, 4, 3, 1, 1, ("gru",), ("adam", "mbf_adam")),
-  "cpu": Size(64, 2, 4, 32, 32, 300, 3, 9),
+  "cpu": Size(64, 2, 4, 32, 16, 300, 3, 9),
   "paper": Size(256, 4, 4, 256, 64, 5_000, 3, 9),
 }
 
