@@ -31,6 +31,7 @@ from benchmarks.paper.training import Optimizer
 
 RATES = (1e-3, 3e-3, 0.01, 0.03)
 METRICS = {"test loss": "{:.3f}", "train loss": "{:.3f}", "test accuracy": "{:.1%}"}
+POINTS = 6
 ADAMS_RATE = "mbf_adam, Adam's rate"
 
 
@@ -69,7 +70,7 @@ def run(options: Options) -> Report:
   problems = {
     name: tasks.language(
       name, networks[name], text.train, text.test, size.batch, size.steps, size.length
-    )
+    )._replace(evaluated=1_000)
     for name in size.networks
   }
   total = sum(work(task, grids, size.seeds) for task in problems.values())
@@ -109,13 +110,14 @@ def _compare(
   task: tasks.Task, grids: dict[str, Optimizer], seeds: int, opened: Session
 ) -> dict[str, Outcome]:
   """All optimizers, and mbf_adam once more with Adam's learning rate."""
-  outcomes = compare(task, grids, seeds, opened, metric="test loss")
+  outcomes = compare(task, grids, seeds, opened, points=POINTS, metric="test loss")
   runs = opened.train(
     ADAMS_RATE,
     task,
     grids["mbf_adam"],
     settings=[outcomes["adam"].setting],
     seeds=range(1, 1 + seeds),
+    points=POINTS,
   )
   like = outcomes["mbf_adam"]
   return {**outcomes, ADAMS_RATE: Outcome(like.search, runs, like.seconds)}
