@@ -18,16 +18,18 @@ from benchmarks.paper import data
 from benchmarks.paper.comparison import Outcome, Session, on_grid_edge, session
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.report import COLORS, axes, curve, describe, spread, table
+from benchmarks.paper.studies.following import Alignment, alignment
 from benchmarks.paper.studies.networks import GraphNetwork, Sparse
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.training import Optimizer
 
 DECAY = 5e-4  # of the first layer, in the loss
 VALIDATION = "test validation accuracy"
+MEASURED = 60, 15  # steps, and steps between measurements, of the alignment
 RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
 MBF_RATES = (1e-4, 1e-3, 0.01, 0.1)
 DAMPINGS = (1e-5, 1e-4, 1e-3, 0.01, 0.1)
-RELATIVE_DAMPINGS = (0.1, 1.0, 10.0)  # of mbf_adam, whose default is the first
+RELATIVE_DAMPINGS = (0.1, 1.0, 10.0, 100.0)  # of mbf_adam, whose default is the first
 
 
 class Size(NamedTuple):
@@ -68,17 +70,22 @@ def run(options: Options) -> Report:
       name: _outcome(opened, name, optimizer, task, size)
       for name, optimizer in grids.items()
     }
-  text = _table(outcomes)
+  aligned = {
+    name: alignment(task, grids[name].build(**outcome.setting), *MEASURED)
+    for name, outcome in outcomes.items()
+  }
+  parts = [_table(outcomes), _search_table(outcomes), _alignment_table(aligned)]
   record = {
     name: {
       "setting": outcome.setting,
       "grid edge": on_grid_edge(outcome),
       "search": _mean_accuracy(outcome),
       "metrics": {metric: v[0] for metric, v in outcome.runs.metrics.items()},
+      "alignment": aligned[name],
     }
     for name, outcome in outcomes.items()
   }
-  return Report(text, record, {"graph": _figure(outcomes)})
+  return Report("\n\n".join(parts), record, {"graph": _figure(outcomes)})
 
 
 def network_task(graph: data.Graph, steps: int) -> Task:
@@ -213,6 +220,42 @@ def _table(outcomes: dict[str, Outcome]) -> str:
       ]
     )
   return table(titles, rows)
+
+
+def _search_table(outcomes: dict[str, Outcome]) -> str:
+  titles = ["mbf_adam's damping", *map("{:g}".format, RELATIVE_DAMPINGS)]
+  rows = []
+  for name, outcome in outcomes.items():
+    if name.startswith("mbf_adam,"):
+      found = _mean_accuracy(outcome)
+      best = [
+        max(f["validation accuracy"] for f in found if f["damping"] == damping)
+        for damping in RELATIVE_DAMPINGS
+      ]
+      rows.append([name, *(f"{100 * value:.1f}" for value in best)])
+  title = "Validation accuracy in the search, by damping at the best rate:"
+  return f"{title}\n\n{table(titles, rows)}"
+
+
+def _alignment_table(aligned: dict[str, list[Alignment]]) -> str:
+  layers = list(next(iter(aligned.values()))[0].update)
+  titles = ["cosine with the mean gradient"]
+  for layer in range(1, len(layers) + 1):
+    titles += [f"update, layer {layer}", f"gradient, layer {layer}"]
+  rows = []
+  for name, measured in aligned.items():
+    row = [name]
+    for layer in layers:
+      for kind in ("update", "gradient"):
+        values = [getattr(found, kind)[layer] for found in measured]
+        row.append(f"{np.mean(values):.2f}")
+    rows.append(row)
+  steps, every = MEASURED
+  title = (
+    "Cosine of the update, and of the gradient that it was made from, with the gradient"
+    f" averaged over 16 dropout masks, every {every} of the first {steps} steps:"
+  )
+  return f"{title}\n\n{table(titles, rows)}"
 
 
 _MORE_COLORS = {"mbf_adam, own damping": "tab:brown", "mbf_adam, low rank": "tab:cyan"}

@@ -141,6 +141,75 @@ def follower(
   return follow
 
 
+class Alignment(NamedTuple):
+  """Cosines with the gradient averaged over many draws of dropout, by layer.
+
+  Attributes:
+    step: number of steps before.
+    update: cosine of the optimizer's update, turned uphill.
+    gradient: cosine of the gradient that the optimizer was given.
+  """
+
+  step: int
+  update: dict[str, float]
+  gradient: dict[str, float]
+
+
+def alignment(
+  task: Task,
+  tx: optax.GradientTransformation,
+  steps: int,
+  every: int,
+  draws: int = 16,
+  seed: int = 0,
+) -> list[Alignment]:
+  """How far an optimizer's updates point along the gradient without its noise.
+
+  Args:
+    task: a task whose batches are all of its data.
+    tx: the optimizer.
+    steps: to train.
+    every: steps between measurements.
+    draws: of the task's random key that the mean gradient averages.
+    seed: of everything.
+
+  Returns:
+    Measurements after ``every``, ``2 * every``, ... steps.
+  """
+  key = jax.random.key(seed)
+  batch = jax.tree.map(jnp.asarray, task.train)
+
+  def gradient(params: optax.Params, key: jax.Array) -> optax.Updates:
+    return jax.grad(lambda p: task.loss({"params": p}, batch, key)[0])(params)
+
+  @jax.jit
+  def step(params: optax.Params, state: optax.OptState, key: jax.Array) -> tuple:
+    given = gradient(params, key)
+    update, state = tx.update(given, state, params)
+    return optax.apply_updates(params, update), state, given, update
+
+  @jax.jit
+  def compare(params: optax.Params, given: Any, update: Any, key: jax.Array) -> tuple:
+    keys = jax.random.split(key, draws)
+    mean = jax.tree.map(
+      lambda g: g.mean(0), jax.vmap(gradient, (None, 0))(params, keys)
+    )
+    uphill = jax.tree.map(jnp.negative, update)
+    return cosines(uphill, mean), cosines(given, mean)
+
+  params = task.init(key)["params"]
+  state = tx.init(params)
+  measured = []
+  for number in range(steps):
+    before, own = params, jax.random.fold_in(key, number)
+    params, state, given, update = step(params, state, own)
+    if (number + 1) % every == 0:
+      found = compare(before, given, update, jax.random.fold_in(own, 1))
+      pair = [{layer: float(c) for layer, c in part.items()} for part in found]
+      measured.append(Alignment(number, *pair))
+  return measured
+
+
 def _only(layers: Sequence[str], modules: dict[str, Any]) -> dict[str, Any]:
   return {layer: modules[layer] for layer in layers}
 
