@@ -43,8 +43,9 @@ def flax_partition(
 
   Raises:
     ValueError: here for an unknown ``dense``, a rank or limit below 1, or an override
-      that is none of the above; when the partition is applied, for an override that
-      matches no layer and for a reading that does not fit its array.
+      that is none of the above or whose pattern is no regular expression; when the
+      partition is applied, for an override that matches no layer and for a reading that
+      does not fit its array.
 
   References:
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks

@@ -185,7 +185,7 @@ def test_warm_started_state_is_donated():
 
 @each_transformation
 def test_tree_get_and_set_reach_the_fields(name):
-  state = common.make(name).init(common.PARAMS)
+  state = optax.chain(optax.clip(1.0), common.make(name)).init(common.PARAMS)
   inner = mbf_state(state)
   for field in ("weight", "elementwise_weight", "momentum", "curvature"):
     value = optax.tree.get(state, field)
