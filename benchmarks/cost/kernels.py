@@ -20,6 +20,7 @@ import numpy as np
 import mbf_optax
 from benchmarks.paper.report import table
 from mbf_optax import packed
+from mbf_optax.full import PACKED_LIMIT
 from mbf_optax.inverse import spd_inverse
 from mbf_optax.shared import symmetric_product
 
@@ -46,16 +47,13 @@ def inverses(rounds: int) -> str:
     vectors = jax.random.normal(jax.random.key(n), (n, batch, min(n, 64)))
     matrices = jnp.einsum("ibr,jbr->bij", vectors, vectors, precision=_HIGHEST)
     matrices = matrices / vectors.shape[-1] + 1e-2 * jnp.eye(n)[None]
-    ours = _packed_inverse if n <= 32 else spd_inverse
-    operand = packed.pack(jnp.moveaxis(matrices, 0, -1)) if n <= 32 else matrices
+    ours, operand = spd_inverse, matrices
+    if n <= PACKED_LIMIT:
+      ours, operand = packed.inverse, packed.pack(jnp.moveaxis(matrices, 0, -1))
     (mine,) = seconds({"": ours}, operand, rounds=rounds).values()
     (other,) = seconds({"": jnp.linalg.inv}, matrices, rounds=rounds).values()
     rows.append([f"{batch} x {n}", _ms(mine), _ms(other), f"{mine / other:.2f}"])
   return table(("batch x n", "sweep, ms", "linalg.inv, ms", "ratio"), rows)
-
-
-def _packed_inverse(matrices: jax.Array) -> jax.Array:
-  return packed.inverse(matrices)
 
 
 def layouts(rounds: int, blocks: int = 262_144, n: int = 9) -> str:
