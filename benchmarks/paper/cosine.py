@@ -7,6 +7,7 @@ does, or from every example's. The damping of every method decides much: all of 
 are shown, and the other methods' are searched for the largest cosine.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ def gather_by_examples(damping: Any, size: Size) -> Company:
 def _search(task: tasks.Task, size: Size, options: Options) -> dict[float, float]:
   """The learning rate with the lowest training loss, by BDF's damping."""
   best = {}
-  task = task._replace(steps=size.search_steps)
+  task = dataclasses.replace(task, steps=size.search_steps)
   total = task.steps * len(size.rates) * len(size.dampings)
   with session(options, "cosine", total) as opened:
     for damping in size.dampings:
