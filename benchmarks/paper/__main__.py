@@ -26,7 +26,8 @@ matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 SUPPORT = ("checkpoints", "comparison", "curves", "data", "experiment", "measure")
-SUPPORT += ("optimizers", "problems", "report", "tasks", "training", "vision")
+SUPPORT += ("methods", "optimizers", "problems", "report", "tasks", "training")
+SUPPORT += ("vision",)
 
 
 def names() -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from benchmarks.paper import comparison, problems
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import OPTIMIZERS, product
 from benchmarks.paper.report import table
-from benchmarks.paper.training import Optimizer, Setting
 
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("curves",),

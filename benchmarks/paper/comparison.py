@@ -13,8 +13,9 @@ from benchmarks.paper import report
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.measure import seconds_per_step
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Optimizer, Runs, Setting, train
+from benchmarks.paper.training import Runs, train
 
 
 class Outcome(NamedTuple):

@@ -15,9 +15,10 @@ import mbf_optax
 from benchmarks.paper import comparison, problems, report
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.measure import seconds_per_step
+from benchmarks.paper.methods import Optimizer, Setting, warm
 from benchmarks.paper.optimizers import product
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Optimizer, Runs, Setting, warm
+from benchmarks.paper.training import Runs
 
 PERIODS = ((1, 1), (1, 2), (1, 5), (1, 20), (10, 10), (10, 100))
 STARTS = ("cold", "warm")

@@ -7,8 +7,8 @@ import optax
 import mbf_optax
 from benchmarks.paper import comparison, problems
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import product
-from benchmarks.paper.training import Optimizer, Setting
 
 # A matrix for every neuron of the paper's autoencoders would take 18 GB; these widths
 # leave room for it.

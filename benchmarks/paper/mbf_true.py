@@ -2,8 +2,8 @@
 
 from benchmarks.paper import comparison, problems
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Setting
 from benchmarks.paper.optimizers import OPTIMIZERS, product
-from benchmarks.paper.training import Setting
 
 _METHODS = ("mbf", "mbf_true")
 _TASKS: dict[Scale, tuple[str, ...]] = {

@@ -10,14 +10,14 @@ import optax
 
 import mbf_optax
 from benchmarks import baselines
-from benchmarks.paper.tasks import Batch, Task, Variables
-from benchmarks.paper.training import (
+from benchmarks.paper.methods import (
   Optimizer,
   Setting,
   empirical,
   warm,
   with_sampled,
 )
+from benchmarks.paper.tasks import Batch, Task, Variables
 
 
 def product(**values: Sequence[float]) -> list[Setting]:

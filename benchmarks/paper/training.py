@@ -6,10 +6,9 @@ The optimizer is built inside from traced hyperparameters. Whole numbers in its 
 a refresh every hundred steps costs what it should.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,84 +17,28 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-import mbf_optax
 from benchmarks.paper.checkpoints import Checkpoint
+from benchmarks.paper.methods import (
+  Gradient,
+  Optimizer,
+  Setting,
+)
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
-_WARM_BATCHES = 40  # of a warm start
-
-Setting = dict[str, float]
-Gradient = Callable[
-  [Task, Variables, Batch, jax.Array],
-  tuple[jax.Array, Variables, optax.Updates, dict[str, Any]],
+__all__ = [
+  "Carry",
+  "Optimizer",
+  "Runs",
+  "Setting",
+  "Trainer",
+  "batch_rows",
+  "empirical",
+  "in_calls",
+  "run_chunk",
+  "train",
 ]
 
-
-def empirical(
-  task: Task, variables: Variables, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:
-  """Loss, new collections, gradient, and no further arguments of the update."""
-
-  def loss(params: optax.Params) -> tuple[jax.Array, Variables]:
-    return task.loss({**variables, "params": params}, batch, key)
-
-  (value, mutable), gradient = jax.value_and_grad(loss, has_aux=True)(
-    variables["params"]
-  )
-  return value, mutable, gradient, {}
-
-
-def with_sampled(
-  task: Task, variables: Variables, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:
-  """``empirical``, and the gradient at sampled targets that MBF-True asks for."""
-  loss_key, sample_key = jax.random.split(key)
-  value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
-
-  def loss(params: optax.Params) -> jax.Array:
-    return task.sampled_loss({**variables, "params": params}, batch, sample_key)
-
-  sampled = jax.grad(loss)(variables["params"])
-  return value, mutable, gradient, {"curvature_gradients": sampled}
-
-
-def warm(
-  task: Task,
-  tx: optax.GradientTransformation,
-  state: optax.OptState,
-  variables: Variables,
-  batches: Iterable[Batch],
-) -> optax.OptState:
-  """MBF's warm start, as an optimizer's ``prepare``."""
-
-  @jax.jit
-  def gradient(variables: Variables, batch: Batch) -> optax.Updates:
-    return empirical(task, variables, batch, jax.random.key(0))[2]
-
-  gradients = (gradient(variables, batch) for batch in batches)
-  return mbf_optax.warm_start(tx, state, variables["params"], gradients)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Optimizer:
-  """An optimizer with the settings to try it with.
-
-  Attributes:
-    build: from the hyperparameters of a setting, traced, to a transformation. What has
-      been compiled for one ``build`` is used again for other settings.
-    settings: values of those hyperparameters, under the same names in each.
-    gradient: what a step computes from a batch.
-    prepare: from the task, the transformation, its fresh state, the variables and an
-      iterator of batches to the state to train with: a warm start. Not jitted.
-    common: names of hyperparameters that have one value for all settings that are
-      trained side by side, such as periods, on which a ``lax.cond`` depends.
-  """
-
-  build: Callable[..., optax.GradientTransformation]
-  settings: Sequence[Setting]
-  gradient: Gradient = empirical
-  prepare: Callable[..., Any] | None = None
-  common: tuple[str, ...] = ()
+_WARM_BATCHES = 40  # of a warm start
 
 
 class Runs(NamedTuple):
@@ -266,9 +209,10 @@ class Trainer:
       {name: np.full((*self._shape, points), np.nan, np.float32) for name in names},
     )
 
-  def advance(self, carry: Carry, done: int, steps: int) -> tuple[Carry, jax.Array]:
+  def advance(self, carry: Carry, done: int, steps: int) -> tuple[Carry, np.ndarray]:
     """The runs after ``steps`` more steps, and losses ``(settings, seeds, steps)``."""
-    return self.compiled.chunk(*self.arguments(carry, done, steps))
+    carry, losses = in_calls(self.compiled.chunk, self.arguments(carry, done, steps))
+    return carry, np.asarray(losses)
 
   def arguments(self, carry: Carry, done: int, steps: int) -> tuple:
     """What ``compiled.chunk`` takes."""
@@ -348,7 +292,36 @@ def run_chunk(
     params = optax.apply_updates(params, updates)
     return Carry({**variables, **mutable, "params": params}, state), loss
 
+  if len(order) == 1:
+    carry, loss = step(carry, (numbers[0], order[0]))
+    return carry, loss[None]
   return jax.lax.scan(step, carry, (numbers, order))
+
+
+def in_calls(
+  chunk: Callable[..., tuple[Carry, jax.Array]], arguments: tuple
+) -> tuple[Carry, jax.Array | np.ndarray]:
+  """A chunk of steps in as many calls as the backend wants.
+
+  A CPU runs convolutions several times more slowly inside of a loop, so there every
+  step is a call; elsewhere a loop saves the calls.
+
+  Args:
+    chunk: ``run_chunk`` of one run or of several side by side.
+    arguments: its arguments after task, build and gradient, of all steps.
+
+  Returns:
+    What ``chunk`` returns.
+  """
+  if jax.default_backend() != "cpu":
+    return chunk(*arguments)
+  hyper, carry, key, order, numbers, data = arguments
+  order, numbers, losses = np.asarray(order), np.asarray(numbers), []
+  for step in range(len(numbers)):
+    rows, number = order[..., step : step + 1, :], numbers[step : step + 1]
+    carry, loss = chunk(hyper, carry, key, rows, number, data)
+    losses.append(loss)
+  return carry, np.concatenate(losses, -1)
 
 
 @functools.lru_cache(maxsize=64)

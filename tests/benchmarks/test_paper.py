@@ -16,7 +16,8 @@ from benchmarks.paper import data, problems, report, training
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
-from benchmarks.paper.training import Optimizer, Runs, Trainer, train, warm
+from benchmarks.paper.methods import Optimizer, warm
+from benchmarks.paper.training import Runs, Trainer, train
 
 QUICK = Options(scale="quick")
 LIGHT = ["sensitivity", "autoencoder"]
