@@ -18,11 +18,7 @@ import optax
 from tqdm import tqdm
 
 from benchmarks.paper.checkpoints import Checkpoint
-from benchmarks.paper.methods import (
-  Gradient,
-  Optimizer,
-  Setting,
-)
+from benchmarks.paper.methods import Gradient, Optimizer, Setting, empirical
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
 __all__ = [
