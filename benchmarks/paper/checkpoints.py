@@ -28,12 +28,16 @@ class Checkpoint:
       for step in self._manager.all_steps():
         self._manager.delete(step)
 
-  def restore(self, fresh: Any) -> tuple[int, Any]:
-    """The steps done and the state after them, or 0 and ``fresh``."""
+  def restore(self, expected: Any) -> tuple[int, Any] | None:
+    """The steps done and the state after them, or ``None`` if nothing was saved.
+
+    Args:
+      expected: a tree of arrays or of their shapes like the state.
+    """
     step = self._manager.latest_step()
     if step is None:
-      return 0, fresh
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
+      return None
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, expected)
     return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
   def save(self, step: int, state: Any, last: bool) -> None:

@@ -116,10 +116,12 @@ def train(
   trainer = Trainer(task, optimizer, settings, seeds)
   length = math.ceil(task.steps / points)
   at = np.array([*range(0, task.steps, length), task.steps])
-  done, progress = 0, trainer.start(len(at))
-  trainer.evaluate(progress, 0)
-  if checkpoint is not None:
-    done, progress = checkpoint.restore(progress)
+  restored = checkpoint and checkpoint.restore(trainer.expected(len(at)))
+  if restored:
+    done, progress = restored
+  else:
+    done, progress = 0, trainer.start(len(at))
+    trainer.evaluate(progress, 0)
   _update(bar, done * len(settings) * len(seeds))
   for point, end in enumerate(at.tolist()):
     if end <= done:
@@ -193,12 +195,25 @@ class Trainer:
     )
 
   def start(self, points: int) -> Progress:
-    """Every run before its first step."""
-    compiled = self.compiled
-    inner = jax.vmap(self._begin, (None, 0, 0), compiled.axes)
-    outer = jax.vmap(inner, (compiled.hyper_axes, None, None), compiled.axes)
-    carry = outer(self._hyper, self._keys, self._order(0, _WARM_BATCHES))
-    names = jax.eval_shape(compiled.metrics, carry.variables)
+    """Every run before its first step, with room for metrics at a number of points."""
+    order = self._order(0, _WARM_BATCHES)
+    return self._progress(
+      points, self._each(self._begin)(self._hyper, self._keys, order)
+    )
+
+  def expected(self, points: int) -> Progress:
+    """The shapes of ``start``."""
+    fresh = self._each(lambda hyper, key, order: self.compiled.fresh(hyper, key))
+    order = self._order(0, 1)
+    return self._progress(points, jax.eval_shape(fresh, self._hyper, self._keys, order))
+
+  def _each(self, begin: Callable[..., Carry]) -> Callable[..., Carry]:
+    """``begin`` for all settings and seeds."""
+    inner = jax.vmap(begin, (None, 0, 0), self.compiled.axes)
+    return jax.vmap(inner, (self.compiled.hyper_axes, None, None), self.compiled.axes)
+
+  def _progress(self, points: int, carry: Carry) -> Progress:
+    names = jax.eval_shape(self.compiled.metrics, carry.variables)
     return Progress(
       carry,
       np.full((*self._shape, self._task.steps), np.nan, np.float32),
