@@ -35,7 +35,17 @@ class BlockState(NamedTuple):
   inverse: jax.Array
 
 
-class PackedBlocks:
+class _Blocks:
+  """What does not depend on how matrices are stored."""
+
+  def with_inverse(
+    self, state: BlockState, system: Matrices, inverses: Inverses
+  ) -> BlockState:
+    del system
+    return state._replace(inverse=inverses.values)
+
+
+class PackedBlocks(_Blocks):
   """Blocks of up to ``PACKED_LIMIT`` elements, as triangles with the batch trailing."""
 
   def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
@@ -59,12 +69,6 @@ class PackedBlocks:
     damped = packed.add_to_diagonal(corrected, beside(level, diagonal))
     return Matrices(damped, True, level)
 
-  def with_inverse(
-    self, state: BlockState, system: Matrices, inverses: Inverses
-  ) -> BlockState:
-    del system
-    return state._replace(inverse=inverses.values)
-
   def precondition(
     self, reading: Reading, state: BlockState, vectors: jax.Array
   ) -> jax.Array:
@@ -76,7 +80,7 @@ class PackedBlocks:
     return condition_number(statistics, packed.diagonal(state.inverse))
 
 
-class MatrixBlocks:
+class MatrixBlocks(_Blocks):
   """Larger blocks, as full matrices with the batch leading."""
 
   def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
@@ -107,12 +111,6 @@ class MatrixBlocks:
         *eye.shape[:-2], 1, order
       )
     return Matrices(damped, False, level)
-
-  def with_inverse(
-    self, state: BlockState, system: Matrices, inverses: Inverses
-  ) -> BlockState:
-    del system
-    return state._replace(inverse=inverses.values)
 
   def precondition(
     self, reading: Reading, state: BlockState, vectors: jax.Array
