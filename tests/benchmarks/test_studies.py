@@ -204,6 +204,22 @@ def test_cosine_with_itself_is_one(followed):
   assert followed.losses[-1] != followed.losses[0]
 
 
+@pytest.mark.promotes
+def test_alignment_without_noise_is_that_of_the_optimizer():
+  """A task without dropout has one gradient, which SGD follows and Adam does not."""
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(6, 4)).astype(np.float32), np.arange(6) % 3
+  images = Data(x, y, x, y)
+  task = tasks.classification("tiny", SmallNetwork((4, 3)), images, 6, 2)
+  found = following.alignment(task, optax.sgd(0.1), steps=3, every=2, draws=2)
+  (measured,) = found
+  assert measured.step == 1
+  for cosine in (*measured.update.values(), *measured.gradient.values()):
+    assert cosine == pytest.approx(1, rel=1e-5)
+  (measured,) = following.alignment(task, optax.adam(0.1), steps=2, every=2, draws=2)
+  assert all(0 < cosine < 0.999 for cosine in measured.update.values())
+
+
 def test_cosines_of_known_vectors():
   one = {"a": {"kernel": jnp.array([[3e-30]]), "bias": jnp.array([4e-30])}}
   other = {"a": {"kernel": jnp.array([[1e30]]), "bias": jnp.array([0.0])}}
