@@ -4,6 +4,7 @@ The paper names recurrent networks and transformers as what it did not try. Adam
 MBF and mbf_adam, each with its own best setting, and mbf_adam at Adam's best rate.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -67,12 +68,7 @@ def run(options: Options) -> Report:
     "gru": Gru(vocabulary, size.width),
   }
   grids = {name: optimizers(size)[name] for name in size.optimizers}
-  problems = {
-    name: tasks.language(
-      name, networks[name], text.train, text.test, size.batch, size.steps, size.length
-    )._replace(evaluated=1_000)
-    for name in size.networks
-  }
+  problems = {name: _task(name, networks[name], text, size) for name in size.networks}
   total = sum(work(task, grids, size.seeds) for task in problems.values())
   total += len(problems) * size.steps * size.seeds
   outcomes = {}
@@ -88,6 +84,13 @@ def run(options: Options) -> Report:
     {name: record(found) for name, found in outcomes.items()},
     {"sequence": comparison_figure(outcomes, ("test loss",))},
   )
+
+
+def _task(name: str, network: nn.Module, text: data.Text, size: Size) -> tasks.Task:
+  """Windows of the text; metrics of 1,000 of them."""
+  shape = size.batch, size.steps, size.length
+  task = tasks.language(name, network, text.train, text.test, *shape)
+  return dataclasses.replace(task, evaluated=1_000)
 
 
 def optimizers(size: Size) -> dict[str, Optimizer]:
