@@ -96,14 +96,15 @@ def _task(name: str, network: nn.Module, text: data.Text, size: Size) -> tasks.T
 def optimizers(size: Size) -> dict[str, Optimizer]:
   """Each with its grid, of ``size.settings`` settings at most."""
   rates = [{"learning_rate": rate} for rate in RATES][: size.settings]
+  larger = [{"learning_rate": 3 * rate} for rate in RATES][: size.settings]
   pairs = [
-    {"learning_rate": rate, "damping": damping}
-    for damping in (1e-5, 1e-4, 1e-3)
-    for rate in (1e-4, 1e-3, 0.01)
+    {"learning_rate": ratio * damping, "damping": damping}
+    for damping in (1e-4, 1e-3, 0.01)
+    for ratio in (0.3, 1.0, 3.0)
   ]
   return {
     "adam": Optimizer(optax.adam, rates),
-    "muon": Optimizer(optax.contrib.muon, rates),
+    "muon": Optimizer(optax.contrib.muon, larger),
     "mbf": Optimizer(mbf_optax.mbf, pairs[: size.settings]),
     "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
   }
