@@ -16,7 +16,7 @@ def fit(task: Task, learning_rate: float, seed: int = 0) -> Any:
   """The parameters after ``task.steps`` steps of SGD with momentum 0.9.
 
   Every step is a call of its own: inside of a ``scan``, XLA runs the gradients of
-  convolutions a hundred times more slowly on a CPU.
+  convolutions over ten times more slowly on a CPU.
   """
   tx = optax.sgd(learning_rate, momentum=0.9)
   key = jax.random.key(seed)
