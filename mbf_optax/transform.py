@@ -152,19 +152,21 @@ def scale_by_mbf(
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(source, updates)
+    readings = partition(updates)
     layout = jax.eval_shape(
-      lambda m: curvature.init(partition(updates), m), tree.flatten(state.momentum)
+      lambda m: curvature.init(readings, m), tree.flatten(state.momentum)
     )
     checks.same_state({"curvature": state.curvature}, {"curvature": layout})
-    return placement.update(step, updates, state, source, warm_start)
+    advance = functools.partial(step, _by_kind(readings))
+    return placement.update(advance, updates, state, source, warm_start)
 
   def step(
+    readings: _Readings,
     updates: optax.Updates,
     state: MbfState,
     source: tree.Leaves,
     warm_start: WarmStart | None,
   ) -> tuple[optax.Updates, MbfState]:
-    readings = _by_kind(partition(updates))
     if warm_start is not None:
       state = _warm(curvature, readings, state, source, warm_start)
       return jax.tree.map(jnp.zeros_like, updates), state
