@@ -25,9 +25,10 @@ from benchmarks.cost.report import environment
 from benchmarks.paper import data
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.measure import seconds_per_step
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.report import table
 from benchmarks.paper.tasks import Task, classification, reconstruction
-from benchmarks.paper.training import Optimizer, Setting, train
+from benchmarks.paper.training import train
 
 STEPS = 300
 EVERY = 10  # steps between looks at the loss

@@ -26,8 +26,8 @@ matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 SUPPORT = ("checkpoints", "comparison", "curves", "data", "experiment", "measure")
-SUPPORT += ("methods", "optimizers", "problems", "report", "tasks", "training")
-SUPPORT += ("vision",)
+SUPPORT += ("methods", "optimizers", "problems", "report", "steps", "tasks")
+SUPPORT += ("training", "vision")
 
 
 def names() -> list[str]:

@@ -11,9 +11,9 @@ from benchmarks.baselines import common
 from benchmarks.paper import comparison, problems, vision
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import product, with_factors
 from benchmarks.paper.report import table
-from benchmarks.paper.training import Optimizer, Setting
 from benchmarks.paper.vision import FIRST_ORDER, KRONECKER, MINI_BLOCK
 
 # Table 8: accuracy on the validation set, in percent.

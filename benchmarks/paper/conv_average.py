@@ -5,8 +5,8 @@ import functools
 import mbf_optax
 from benchmarks.paper import comparison, problems, vision
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import product
-from benchmarks.paper.training import Optimizer, Setting
 
 _PARTITIONS = {
   "mbf": mbf_optax.flax_partition(),

@@ -21,10 +21,10 @@ from benchmarks.paper import tasks
 from benchmarks.paper.comparison import session
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.heatmaps import small_data
+from benchmarks.paper.methods import Optimizer
 from benchmarks.paper.report import COLORS, axes, curve, smooth, table
 from benchmarks.paper.studies.following import Company, Method, Path, follower
 from benchmarks.paper.studies.networks import SmallNetwork
-from benchmarks.paper.training import Optimizer
 
 FIRST = "Dense_0"
 KFAC, SHAMPOO = 0.03, 3e-4  # the paper's dampings

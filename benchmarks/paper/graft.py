@@ -17,9 +17,9 @@ from benchmarks import baselines
 from benchmarks.paper import comparison, problems, report, vision
 from benchmarks.paper.comparison import Outcome, Session
 from benchmarks.paper.experiment import Options, Report, Scale
+from benchmarks.paper.methods import Optimizer, Setting, empirical
 from benchmarks.paper.optimizers import product, with_factors
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Optimizer, Setting, empirical
 
 PERIODS = ((1, 1), (1, 10), (1, 20), (5, 20), (5, 50), (10, 100))
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)

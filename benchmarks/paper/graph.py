@@ -17,11 +17,11 @@ import mbf_optax
 from benchmarks.paper import data
 from benchmarks.paper.comparison import Outcome, Session, on_grid_edge, session
 from benchmarks.paper.experiment import Options, Report
+from benchmarks.paper.methods import Optimizer
 from benchmarks.paper.report import COLORS, axes, curve, describe, spread, table
 from benchmarks.paper.studies.following import Alignment, alignment
 from benchmarks.paper.studies.networks import GraphNetwork, Sparse
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Optimizer
 
 DECAY = 5e-4  # of the first layer, in the loss
 VALIDATION = "test validation accuracy"

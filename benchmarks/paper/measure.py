@@ -8,8 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paper.methods import Optimizer, Setting
+from benchmarks.paper.steps import in_calls
 from benchmarks.paper.tasks import Task
-from benchmarks.paper.training import Trainer, in_calls
+from benchmarks.paper.training import Trainer
 
 
 def seconds_per_step(

@@ -37,12 +37,16 @@ def with_sampled(
   """``empirical``, and the gradient at sampled targets that MBF-True asks for."""
   loss_key, sample_key = jax.random.split(key)
   value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
+  sampled = jax.grad(sampled_loss(task, variables, batch, sample_key))
+  extra = {"curvature_gradients": sampled(variables["params"])}
+  return value, mutable, gradient, extra
 
-  def loss(params: optax.Params) -> jax.Array:
-    return task.sampled_loss({**variables, "params": params}, batch, sample_key)
 
-  sampled = jax.grad(loss)(variables["params"])
-  return value, mutable, gradient, {"curvature_gradients": sampled}
+def sampled_loss(
+  task: Task, variables: Variables, batch: Batch, key: jax.Array
+) -> Callable[[optax.Params], jax.Array]:
+  """The loss at targets drawn from the network, as a function of its parameters."""
+  return lambda params: task.sampled_loss({**variables, "params": params}, batch, key)
 
 
 def warm(

@@ -14,6 +14,7 @@ from benchmarks.paper.methods import (
   Optimizer,
   Setting,
   empirical,
+  sampled_loss,
   warm,
   with_sampled,
 )
@@ -32,10 +33,7 @@ def with_factors(
   """``empirical``, and KFAC's factors at targets sampled from the network."""
   loss_key, sample_key = jax.random.split(key)
   value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
-
-  def loss(params: optax.Params) -> jax.Array:
-    return task.sampled_loss({**variables, "params": params}, batch, sample_key)
-
+  loss = sampled_loss(task, variables, batch, sample_key)
   factors = baselines.capture(loss, variables["params"]).factors
   return value, mutable, gradient, {"factors": factors}
 

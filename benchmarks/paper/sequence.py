@@ -26,9 +26,9 @@ from benchmarks.paper.comparison import (
   work,
 )
 from benchmarks.paper.experiment import Options, Report
+from benchmarks.paper.methods import Optimizer
 from benchmarks.paper.report import table
 from benchmarks.paper.studies.networks import Gru
-from benchmarks.paper.training import Optimizer
 
 RATES = (1e-3, 3e-3, 0.01, 0.03)
 METRICS = {"test loss": "{:.3f}", "train loss": "{:.3f}", "test accuracy": "{:.1%}"}

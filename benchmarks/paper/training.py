@@ -9,7 +9,7 @@ a refresh every hundred steps costs what it should.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,9 @@ import optax
 from tqdm import tqdm
 
 from benchmarks.paper.checkpoints import Checkpoint
-from benchmarks.paper.methods import Gradient, Optimizer, Setting, empirical
+from benchmarks.paper.methods import Gradient, Optimizer, Setting
+from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
-
-__all__ = [
-  "Carry",
-  "Optimizer",
-  "Runs",
-  "Setting",
-  "Trainer",
-  "batch_rows",
-  "empirical",
-  "in_calls",
-  "run_chunk",
-  "train",
-]
 
 _WARM_BATCHES = 40  # of a warm start
 
@@ -71,13 +59,6 @@ class Runs(NamedTuple):
       losses=self.losses[index : index + 1],
       metrics={k: v[index : index + 1] for k, v in self.metrics.items()},
     )
-
-
-class Carry(NamedTuple):
-  """What a training step changes."""
-
-  variables: Variables
-  state: optax.OptState
 
 
 class Progress(NamedTuple):
@@ -253,7 +234,7 @@ class Trainer:
     carry, optimizer = self.compiled.fresh(hyper, key), self._optimizer
     if optimizer.prepare is None:
       return carry
-    batches = (_take(self.compiled.train, rows) for rows in order)
+    batches = (take(self.compiled.train, rows) for rows in order)
     tx, task = optimizer.build(**hyper), self._task
     state = optimizer.prepare(task, tx, carry.state, carry.variables, batches)
     return carry._replace(state=state)
@@ -261,95 +242,6 @@ class Trainer:
   def _order(self, done: int, steps: int) -> jax.Array:
     rows = [batch_rows(self._task, seed, done, steps) for seed in self._seeds]
     return jnp.asarray(np.stack(rows))
-
-
-def run_chunk(
-  task: Task,
-  build: Callable[..., optax.GradientTransformation],
-  gradient: Gradient,
-  hyper: dict[str, jax.Array],
-  carry: Carry,
-  key: jax.Array,
-  order: jax.Array,
-  numbers: jax.Array,
-  data: Batch,
-) -> tuple[Carry, jax.Array]:
-  """Steps of one run.
-
-  Args:
-    task: what to train.
-    build: from hyperparameters to the optimizer.
-    gradient: what a step computes from a batch.
-    hyper: one setting.
-    carry: the run so far.
-    key: of the run.
-    order: ``(steps, batch)``, rows of ``data``.
-    numbers: ``(steps,)``, steps done before each step.
-    data: the training data.
-
-  Returns:
-    The run afterwards, and the losses before each step.
-  """
-  tx = optax.with_extra_args_support(build(**hyper))
-
-  def step(carry: Carry, inputs: tuple) -> tuple[Carry, jax.Array]:
-    number, rows = inputs
-    variables = carry.variables
-    loss, mutable, gradients, extra = gradient(
-      task, variables, _take(data, rows), jax.random.fold_in(key, number)
-    )
-    params = variables["params"]
-    updates, state = tx.update(gradients, carry.state, params, **extra)
-    params = optax.apply_updates(params, updates)
-    return Carry({**variables, **mutable, "params": params}, state), loss
-
-  if len(order) == 1:
-    carry, loss = step(carry, (numbers[0], order[0]))
-    return carry, loss[None]
-  return jax.lax.scan(step, carry, (numbers, order))
-
-
-def in_calls(
-  chunk: Callable[..., tuple[Carry, jax.Array]], arguments: tuple
-) -> tuple[Carry, jax.Array | np.ndarray]:
-  """A chunk of steps in as many calls as the backend wants.
-
-  A CPU runs convolutions several times more slowly inside of a loop, so there every
-  step is a call; elsewhere a loop saves the calls.
-
-  Args:
-    chunk: ``run_chunk`` of one run or of several side by side.
-    arguments: its arguments after task, build and gradient, of all steps.
-
-  Returns:
-    What ``chunk`` returns.
-  """
-  if jax.default_backend() != "cpu":
-    return chunk(*arguments)
-  hyper, carry, key, order, numbers, data = arguments
-  order, numbers, losses = np.asarray(order), np.asarray(numbers), []
-  for step in range(len(numbers)):
-    rows, number = order[..., step : step + 1, :], numbers[step : step + 1]
-    carry, loss = chunk(hyper, carry, key, rows, number, data)
-    losses.append(loss)
-  return carry, np.concatenate(losses, -1)
-
-
-@functools.lru_cache(maxsize=64)
-def _epoch(seed: int, epoch: int, size: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
-
-
-def batch_rows(task: Task, seed: int, done: int, steps: int) -> np.ndarray:
-  """``(steps, batch)``: the rows of each batch, shuffled anew in every epoch."""
-  size = len(jax.tree.leaves(task.train)[0])
-  batches = size // task.batch_size
-  rows = []
-  for step in range(done, done + steps):
-    epoch, index = divmod(step, batches)
-    start = index * task.batch_size
-    rows.append(_epoch(seed, epoch, size)[start : start + task.batch_size])
-  return np.stack(rows)
 
 
 def _metrics(task: Task, variables: Variables, slices: dict[str, Batch]) -> Metrics:
@@ -367,11 +259,7 @@ def _slices(task: Task, data: Batch) -> Batch:
   batch = min(task.batch_size, size)
   count = max(1, min(size, task.evaluated) // batch)
   rows = np.linspace(0, size - 1, count * batch).astype(np.int32)
-  return jax.tree.map(jnp.asarray, _take(data, rows.reshape(count, batch)))
-
-
-def _take(data: Batch, rows: Any) -> Batch:
-  return jax.tree.map(lambda array: array[rows], data)
+  return jax.tree.map(jnp.asarray, take(data, rows.reshape(count, batch)))
 
 
 def _fresh(

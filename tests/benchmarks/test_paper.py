@@ -12,7 +12,7 @@ import pytest
 
 import mbf_optax
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import data, problems, report, training
+from benchmarks.paper import data, problems, report, steps
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
@@ -61,7 +61,7 @@ def by_hand(task, settings, seeds):
       rate, damping, _ = setting.values()
       params, losses = task.init(jax.random.key(seed))["params"], []
       state = build(rate, damping, 3).init(params)
-      for rows in training.batch_rows(task, seed, 0, task.steps):
+      for rows in steps.batch_rows(task, seed, 0, task.steps):
         params, state, loss = step(rate, damping, params, state, task.train[rows])
         losses.append(loss)
       yield params, np.array(losses)
@@ -95,12 +95,12 @@ def test_grid_of_settings_and_seeds_is_a_loop_over_them(task):
 
 
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(task):
-  epochs = training.batch_rows(task, 0, 0, 12).reshape(2, -1)
+  epochs = steps.batch_rows(task, 0, 0, 12).reshape(2, -1)
   np.testing.assert_array_equal(np.sort(epochs), [np.arange(384)] * 2)
   assert not np.array_equal(*epochs)
-  assert not np.array_equal(epochs[:1], training.batch_rows(task, 1, 0, 6).ravel())
+  assert not np.array_equal(epochs[:1], steps.batch_rows(task, 1, 0, 6).ravel())
   np.testing.assert_array_equal(
-    training.batch_rows(task, 0, 5, 3), training.batch_rows(task, 0, 0, 8)[5:]
+    steps.batch_rows(task, 0, 5, 3), steps.batch_rows(task, 0, 0, 8)[5:]
   )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from benchmarks.paper.steps import batch_rows
 from benchmarks.paper.tasks import Batch, Task
-from benchmarks.paper.training import batch_rows
 
 
 def fit(task: Task, learning_rate: float, seed: int = 0) -> Any:

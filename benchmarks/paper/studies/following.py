@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from benchmarks.baselines import capture
+from benchmarks.paper.steps import batch_rows
 from benchmarks.paper.tasks import Batch, Task
-from benchmarks.paper.training import batch_rows
 from mbf_optax import tree
 
 
