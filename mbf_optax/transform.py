@@ -1,5 +1,6 @@
 """The transformation: Algorithm 2 of the paper as ``optax`` sees it."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -129,6 +130,9 @@ def scale_by_mbf(
   checks.floating("inverse_dtype", inverse_dtype)
   partition = flax_partition() if partition is None else partition
   curvature = Curvature(damping, relative_damping, inverse, inverse_dtype)
+  algorithm = _Algorithm(
+    curvature, momentum, curvature_ema, curvature_update_period, inverse_update_period
+  )
 
   def init(params: optax.Params) -> MbfState:
     readings = checks.readings(partition, params)
@@ -157,58 +161,12 @@ def scale_by_mbf(
       lambda m: curvature.init(readings, m), tree.flatten(state.momentum)
     )
     checks.same_state({"curvature": state.curvature}, {"curvature": layout})
-    advance = functools.partial(step, _by_kind(readings))
-    return placement.update(advance, updates, state, source, warm_start)
-
-  def step(
-    readings: _Readings,
-    updates: optax.Updates,
-    state: MbfState,
-    source: tree.Leaves,
-    warm_start: WarmStart | None,
-  ) -> tuple[optax.Updates, MbfState]:
+    kinds = _by_kind(readings)
     if warm_start is not None:
-      state = _warm(curvature, readings, state, source, warm_start)
-      return jax.tree.map(jnp.zeros_like, updates), state
-    count, layers = state.count, dict(state.curvature)
-
-    velocity = jax.tree.map(
-      lambda m, g: placement.scalar(momentum, m.dtype) * m + g.astype(m.dtype),
-      state.momentum,
-      updates,
-    )
-    elementwise_weight = _average(curvature_ema, state.elementwise_weight)
-    layers |= curvature.accumulate(readings.elementwise, layers, source, curvature_ema)
-
-    def accumulate(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
-      weight = _average(curvature_ema, weight)
-      layers = curvature.accumulate(readings.blocks, layers, source, curvature_ema)
-      return weight, curvature.refresh(readings.low_rank, layers, weight, count)
-
-    def refresh_matrices(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
-      return weight, curvature.refresh(readings.matrices, layers, weight, count)
-
-    blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
-    weight, blocks = _every(
-      curvature_update_period, count, accumulate, state.weight, blocks
-    )
-    weight, blocks = _every(
-      inverse_update_period, count, refresh_matrices, weight, blocks
-    )
-    layers |= blocks
-
-    directions = curvature.precondition(
-      readings.all, layers, tree.flatten(velocity), elementwise_weight, count
-    )
-    directions = tree.unflatten(updates, directions)
-    directions = jax.tree.map(lambda d, g: d.astype(g.dtype), directions, updates)
-    return directions, MbfState(
-      count=optax.safe_increment(count),
-      weight=weight,
-      elementwise_weight=elementwise_weight,
-      momentum=jax.tree.map(_keep_finite, velocity, state.momentum),
-      curvature=layers,
-    )
+      warm = functools.partial(_warm, curvature, kinds)
+      return placement.update(warm, updates, state, source, warm_start)
+    step = functools.partial(algorithm.step, kinds)
+    return placement.update(step, updates, state, source)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -250,6 +208,66 @@ def _by_kind(readings: Sequence[Reading]) -> _Readings:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Algorithm:
+  """Algorithm 2 under one set of hyperparameters."""
+
+  curvature: Curvature
+  momentum: jax.typing.ArrayLike
+  curvature_ema: jax.typing.ArrayLike
+  curvature_update_period: jax.typing.ArrayLike
+  inverse_update_period: jax.typing.ArrayLike
+
+  def step(
+    self,
+    readings: _Readings,
+    updates: optax.Updates,
+    state: MbfState,
+    source: tree.Leaves,
+  ) -> tuple[optax.Updates, MbfState]:
+    """Directions and the next state; ``source`` are the statistics' gradients."""
+    curvature, ema = self.curvature, self.curvature_ema
+    count, layers = state.count, dict(state.curvature)
+
+    velocity = jax.tree.map(
+      lambda m, g: placement.scalar(self.momentum, m.dtype) * m + g.astype(m.dtype),
+      state.momentum,
+      updates,
+    )
+    elementwise_weight = _average(ema, state.elementwise_weight)
+    layers |= curvature.accumulate(readings.elementwise, layers, source, ema)
+
+    def accumulate(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
+      weight = _average(ema, weight)
+      layers = curvature.accumulate(readings.blocks, layers, source, ema)
+      return weight, curvature.refresh(readings.low_rank, layers, weight, count)
+
+    def refresh_matrices(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
+      return weight, curvature.refresh(readings.matrices, layers, weight, count)
+
+    blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
+    weight, blocks = _every(
+      self.curvature_update_period, count, accumulate, state.weight, blocks
+    )
+    weight, blocks = _every(
+      self.inverse_update_period, count, refresh_matrices, weight, blocks
+    )
+    layers |= blocks
+
+    directions = curvature.precondition(
+      readings.all, layers, tree.flatten(velocity), elementwise_weight, count
+    )
+    directions = tree.unflatten(updates, directions)
+    directions = jax.tree.map(lambda d, g: d.astype(g.dtype), directions, updates)
+    return directions, MbfState(
+      count=optax.safe_increment(count),
+      weight=weight,
+      elementwise_weight=elementwise_weight,
+      momentum=jax.tree.map(_keep_finite, velocity, state.momentum),
+      curvature=layers,
+    )
+
+
 def _every(
   period: jax.typing.ArrayLike, count: jax.Array, branch: Callable, *operands: Any
 ) -> Any:
@@ -271,14 +289,16 @@ def _keep_finite(new: jax.Array, old: jax.Array) -> jax.Array:
 def _warm(
   curvature: Curvature,
   readings: _Readings,
+  updates: optax.Updates,
   state: MbfState,
   gradients: tree.Leaves,
   instruction: WarmStart,
-) -> MbfState:
+) -> tuple[optax.Updates, MbfState]:
   """One call of a warm start: an average's next entry, or the final refresh."""
+  nothing = jax.tree.map(jnp.zeros_like, updates)
   layers = dict(state.curvature)
   if instruction.average is not None:
-    return state._replace(
+    return nothing, state._replace(
       weight=_average(instruction.average, state.weight),
       elementwise_weight=_average(instruction.average, state.elementwise_weight),
       curvature=curvature.accumulate(
@@ -287,6 +307,6 @@ def _warm(
     )
   for reading in readings.low_rank:
     layers[reading.path] = low_rank.normalized(layers[reading.path])
-  return state._replace(
+  return nothing, state._replace(
     curvature=curvature.refresh(readings.blocks, layers, state.weight, state.count)
   )
