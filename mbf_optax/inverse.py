@@ -92,16 +92,29 @@ def _sweep_panel(
   batch, order = swept.shape[:-2], swept.shape[-1]
   start = (0,) * len(batch)
   columns = jax.lax.dynamic_slice(swept, (*start, 0, offset), (*batch, order, width))
+  scaled, panel = eliminate(columns, offset)
+  swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)
+  swept = jax.lax.dynamic_update_slice(swept, panel, (*start, 0, offset))
+  return jax.lax.dynamic_update_slice(swept, panel.mT, (*start, offset, 0))
+
+
+def eliminate(
+  columns: jax.Array, offset: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  """What sweeping the columns ``(..., n, width)`` from ``offset`` on is made of.
+
+  Returns:
+    ``V``, whose ``V V^T`` is subtracted from everything else, and the columns swept,
+    in the shape of ``columns``.
+  """
+  batch, width = columns.shape[:-2], columns.shape[-1]
+  start = (0,) * len(batch)
   pivot = jax.lax.dynamic_slice(columns, (*start, offset, 0), (*batch, width, width))
   factor = _inverse_cholesky(pivot)
   scaled = jnp.matmul(columns, factor.mT, precision=_HIGHEST)
-  swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)
   panel = jnp.matmul(scaled, factor, precision=_HIGHEST)
-  panel = jax.lax.dynamic_update_slice(
-    panel, -jnp.matmul(factor.mT, factor, precision=_HIGHEST), (*start, offset, 0)
-  )
-  swept = jax.lax.dynamic_update_slice(swept, panel, (*start, 0, offset))
-  return jax.lax.dynamic_update_slice(swept, panel.mT, (*start, offset, 0))
+  inverse = -jnp.matmul(factor.mT, factor, precision=_HIGHEST)
+  return scaled, jax.lax.dynamic_update_slice(panel, inverse, (*start, offset, 0))
 
 
 def _inverse_cholesky(matrices: jax.Array) -> jax.Array:

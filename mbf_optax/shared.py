@@ -37,7 +37,7 @@ class SharedBlocks(MatrixBlocks):
   ) -> BlockState:
     columns = _stack_leading(reading, without_faults(gradient))
     columns = columns / math.sqrt(columns.shape[-1])  # before the product: no overflow
-    mean = symmetric_product(columns)
+    mean = mean_product(columns)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
   def precondition(
@@ -47,6 +47,17 @@ class SharedBlocks(MatrixBlocks):
     product = jnp.matmul(state.inverse, placement.whole(columns), precision=_HIGHEST)
     product = jnp.moveaxis(product, -2, 0)[: len(vectors)]
     return product.reshape(vectors.shape)
+
+
+def mean_product(columns: jax.Array) -> jax.Array:
+  """``A A^T``; on a mesh every device computes the rows that it keeps of it.
+
+  Halves of a divided product would have to be moved to be joined.
+  """
+  if not placement.within_step():
+    return symmetric_product(columns)
+  columns = placement.whole(columns)
+  return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
 
 
 def symmetric_product(columns: jax.Array) -> jax.Array:

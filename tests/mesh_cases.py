@@ -149,6 +149,12 @@ def gathers(program):
   return {"always": found[True], "conditional": found[False]}
 
 
+def arrays_of(program):
+  """Shapes, on one device, of everything that the program computes."""
+  shapes = set(re.findall(r"= [a-z]\w*\[([\d,]+)\]", program))
+  return [list(map(int, shape.split(","))) for shape in sorted(shapes)]
+
+
 def place_on(mesh, specs):
   """Places trees of arrays as ``specs`` say, what is not named there everywhere."""
 
@@ -180,6 +186,7 @@ def main(name):
       for a, b in zip(jax.tree.leaves(history), jax.tree.leaves(alone), strict=True)
     )
     case = {"case": [name, layout, mode], "error": error, **gathers(program)}
+    case["arrays"] = arrays_of(program)
     placed = {when: layout_of(state) for when, state in states.items()}
     print(json.dumps(case | placed), flush=True)
 

@@ -111,9 +111,14 @@ def test_no_step_gathers_a_statistic(case):
     assert not any(holds(shape, matrix) for matrix in MATRICES), shape
 
 
-def test_refreshes_gather_only_the_matrices_that_layers_share(case):
-  _, found = case
+def test_no_refresh_gathers_a_matrix(case):
+  layout, found = case
+  assert found["conditional"] or layout == "data"  # panels of wide matrices move
   for shape in found["conditional"]:
-    assert not any(holds(shape, matrix) for matrix in MATRICES[:-1]), shape
-  wide = [shape for shape in found["conditional"] if holds(shape, MATRICES[-1])]
-  assert len(wide) <= 1  # once for their inverses, both layers together
+    assert not any(holds(shape, matrix) for matrix in MATRICES), shape
+
+
+def test_no_device_holds_a_wide_matrix_whole(case):
+  layout, found = case
+  whole = [shape for shape in found["arrays"] if holds(shape, MATRICES[-1])]
+  assert bool(whole) == (layout == "data")  # where it belongs to a whole parameter
