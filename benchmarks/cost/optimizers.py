@@ -35,6 +35,13 @@ def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> 
   return Timed(tx, statistics, inverse)
 
 
+def _mbf_adam(statistics: int, inverse: int) -> Timed:
+  tx = mbf_optax.mbf_adam(
+    _RATE, curvature_update_period=statistics, inverse_update_period=inverse
+  )
+  return Timed(tx, statistics, inverse)
+
+
 def low_rank(rank: int) -> Timed:
   """MBF whose dense layers keep the last ``rank`` gradients."""
   return _mbf(1, 1, "low_rank", rank)
@@ -52,5 +59,6 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(1,20)": lambda: _mbf(1, 20),
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
-  "mbf_adam": lambda: Timed(mbf_optax.mbf_adam(_RATE), 10, 100),
+  "mbf_adam": lambda: _mbf_adam(5, 20),
+  "mbf_adam(10,100)": lambda: _mbf_adam(10, 100),
 }
