@@ -2,7 +2,7 @@
 
 Memory is predicted before anything is allocated, then compared with what is there.
 
-python -m benchmarks.cost.wide --steps 40
+python -m benchmarks.cost.wide --steps 20
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--width", type=int, default=8192)
   parser.add_argument("--batch", type=int, default=256)
-  parser.add_argument("--steps", type=int, default=40)
+  parser.add_argument("--steps", type=int, default=20)
   options = parser.parse_args()
   model = Wide(options.width, 32)
   batches = _batches(options.batch, options.steps)

@@ -29,9 +29,9 @@ PAPER = {
 _PAPERS_NAMES = {"mbf (1, 20), warm": "mbf"}
 
 _CPU_MBF = {
-  "mnist": {"learning_rate": [3e-4, 1e-3], "damping": [3e-3, 1e-2, 3e-2]},
-  "faces": {"learning_rate": [1e-4, 1e-3], "damping": [3e-3, 3e-2, 3e-1]},
-  "curves": {"learning_rate": [1e-4, 3e-4, 1e-3], "damping": [3e-4, 1e-3, 1e-2]},
+  "mnist": {"learning_rate": [1e-4, 3e-4, 1e-3], "damping": [1e-3, 3e-3, 1e-2]},
+  "faces": {"learning_rate": [3e-5, 1e-4, 3e-4], "damping": [1e-3, 3e-3, 1e-2]},
+  "curves": {"learning_rate": [3e-5, 1e-4, 3e-4], "damping": [1e-4, 3e-4, 1e-3]},
 }
 
 Grids = dict[str, Sequence[Setting]]
@@ -108,15 +108,17 @@ def _quick(name: str) -> Grids:
 
 
 def _cpu(name: str) -> Grids:
-  """Coarse grids, wide enough to hold the best of a finer search in most cases."""
+  """Grids around what wider and coarser ones found best."""
   rates = product(learning_rate=[3e-3, 1e-2, 3e-2])
   return {
-    "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2]),
-    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2]),
-    "shampoo": product(learning_rate=[3e-4, 3e-3], damping=[3e-4, 3e-3]),
-    "kfac": product(learning_rate=[1e-2, 1e-1], damping=[3e-1, 3]),
-    "muon": rates,
-    "mbf (1, 20), warm": product(learning_rate=[1e-5, 1e-4], damping=[3e-4, 3e-3]),
+    "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
+    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
+    "shampoo": product(learning_rate=[1e-4, 3e-4, 1e-3], damping=[3e-4, 3e-3, 3e-2]),
+    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2], damping=[3e-2, 1e-1, 3e-1, 1]),
+    "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
+    "mbf (1, 20), warm": product(
+      learning_rate=[3e-6, 1e-5, 3e-5], damping=[3e-4, 1e-3, 3e-3]
+    ),
     "mbf": product(**_CPU_MBF[name]),
     "mbf_adam": rates,
   }
