@@ -14,7 +14,7 @@ from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import product, with_factors
 from benchmarks.paper.report import table
-from benchmarks.paper.vision import FIRST_ORDER, KRONECKER, MINI_BLOCK
+from benchmarks.paper.vision import SHARES
 
 # Table 8: accuracy on the validation set, in percent.
 PAPER = {
@@ -37,22 +37,22 @@ def _sgd(
   return common.descend(optax.trace(0.9), learning_rate, weight_decay)
 
 
-_BUILDS: dict[str, tuple[Callable, float]] = {
-  "sgd": (_sgd, FIRST_ORDER),
-  "adam": (optax.adamw, FIRST_ORDER),
-  "muon": (optax.contrib.muon, FIRST_ORDER),
+_BUILDS: dict[str, tuple[Callable, str]] = {
+  "sgd": (_sgd, "first_order"),
+  "adam": (optax.adamw, "first_order"),
+  "muon": (optax.contrib.muon, "first_order"),
   "shampoo": (
     functools.partial(baselines.shampoo, statistics_update_period=10, **PERIODS),
-    KRONECKER,
+    "kronecker",
   ),
   "kfac": (
     functools.partial(
       baselines.kfac, split="trace", factor_update_period=10, **PERIODS
     ),
-    KRONECKER,
+    "kronecker",
   ),
-  "mbf": (mbf_optax.mbf, MINI_BLOCK),
-  "mbf_adam": (mbf_optax.mbf_adam, FIRST_ORDER),
+  "mbf": (mbf_optax.mbf, "mini_block"),
+  "mbf_adam": (mbf_optax.mbf_adam, "first_order"),
 }
 
 
@@ -88,7 +88,8 @@ def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
   grids = {"quick": _quick, "cpu": _cpu, "paper": _paper}[scale]()
   optimizers = {}
   for name, grid in grids.items():
-    build, share = _BUILDS[name]
+    build, kind = _BUILDS[name]
+    share = getattr(SHARES[scale], kind)
     decaying = vision.decaying(build, steps, share)
     if name == "kfac":
       optimizers[name] = Optimizer(decaying, grid, with_factors)

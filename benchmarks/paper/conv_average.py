@@ -19,7 +19,7 @@ def run(options: Options) -> Report:
   tasks = vision.tasks(options)
   seeds = problems.SEEDS[options.scale]
   optimizers = {
-    name: _optimizers(_grid(options.scale), task.steps) for name, task in tasks.items()
+    name: _optimizers(options.scale, task.steps) for name, task in tasks.items()
   }
   total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
   with comparison.session(options, "conv_average", total) as session:
@@ -39,13 +39,14 @@ def run(options: Options) -> Report:
   return Report("\n\n".join(parts), record, {"loss": figure})
 
 
-def _optimizers(grid: list[Setting], steps: int) -> dict[str, Optimizer]:
+def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
+  share = vision.SHARES[scale].mini_block
   return {
     name: Optimizer(
       vision.decaying(
-        functools.partial(mbf_optax.mbf, partition=partition), steps, vision.MINI_BLOCK
+        functools.partial(mbf_optax.mbf, partition=partition), steps, share
       ),
-      grid,
+      _grid(scale),
     )
     for name, partition in _PARTITIONS.items()
   }
