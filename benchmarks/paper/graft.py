@@ -44,6 +44,7 @@ def run(options: Options) -> Report:
   optimizers = {n: _optimizers(options.scale, DECAY.get(n, 0.0)) for n in tasks}
   seeds = problems.SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  total += sum(tasks[n].steps * (seeds + _varied(n, options.scale)) for n in tasks)
   outcomes, at_adams, variants = {}, {}, {}
   with comparison.session(options, "graft", total) as session:
     for name, task in tasks.items():
@@ -138,15 +139,24 @@ def _comparison(
   )
 
 
+def _variants(
+  scale: Scale,
+) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+  """Dampings and periods to vary."""
+  return (DAMPINGS[:2], PERIODS[:1]) if scale == "quick" else (DAMPINGS, PERIODS)
+
+
+def _varied(name: str, scale: Scale) -> int:
+  """How many runs :func:`_vary` takes."""
+  return len(_WITHOUT[name]) + sum(map(len, _variants(scale)))
+
+
 def _vary(
   name: str, task: Task, setting: Setting, scale: Scale, session: Session
 ) -> dict[str, dict[str, float]]:
   """Training losses of one seed, by what is varied and its value."""
   build = functools.partial(mbf_optax.mbf_adam, weight_decay=DECAY.get(name, 0.0))
-  dampings, periods = DAMPINGS, PERIODS
-  if scale == "quick":
-    dampings, periods = DAMPINGS[:2], PERIODS[:1]
-
+  dampings, periods = _variants(scale)
   damped = [{**setting, "damping": damping} for damping in dampings]
   runs = session.train("damping", task, Optimizer(build, damped), seeds=[1], points=1)
   losses = runs.final("train loss")[:, 0]
