@@ -19,6 +19,11 @@ COLORS = {
   "mbf": "tab:orange",
   "mbf_adam": "tab:red",
   "mbf_true": "tab:olive",
+  "mbf averaged": "tab:olive",
+  "momentum on adam": "tab:cyan",
+  "shampoo on adam": "tab:brown",
+  "kfac on adam": "tab:green",
+  "mbf (1, 20), warm": "tab:cyan",
 }
 
 
