@@ -79,20 +79,26 @@ DAMPED = ((1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2), (1e-3, 3e-2))
 
 
 def race(task: Task) -> dict[str, Finish]:
-  """Adam's grid, ``mbf_adam`` at Adam's best rate, and the grid of ``mbf``."""
+  """Adam's grid, ``mbf_adam`` at Adam's best rate, and the grid of ``mbf``.
+
+  ``mbf_adam`` runs once more with its inverses kept in half precision.
+  """
   adam = Optimizer(optax.adam, [{"learning_rate": rate} for rate in RATES])
   grid = [{"learning_rate": rate, "damping": damping} for rate, damping in DAMPED]
-  total = STEPS * (len(RATES) + 1 + len(DAMPED))
+  total = STEPS * (len(RATES) + 2 + len(DAMPED))
   with tqdm(total=total, unit="step", desc=task.name) as bar:
     run = functools.partial(train, task, points=STEPS // EVERY, bar=bar)
     reference = run(adam)
     best = reference.best()
     goal = float(reference.final("train loss")[best, 0])
     drop_in = Optimizer(mbf_optax.mbf_adam, [adam.settings[best]])
+    rounded = functools.partial(mbf_optax.mbf_adam, inverse_dtype="bfloat16")
+    half = Optimizer(rounded, drop_in.settings)
     paper = Optimizer(mbf_optax.mbf, grid)
     contenders = {
       "adam": (adam, reference.only(best)),
       "mbf_adam": (drop_in, run(drop_in)),
+      "mbf_adam, bfloat16 inverses": (half, run(half)),
       "mbf": (paper, run(paper)),
     }
   chosen, counts, losses = {}, {}, {}
