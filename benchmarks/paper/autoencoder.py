@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from benchmarks.paper import comparison, problems
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
@@ -74,7 +76,9 @@ def _beside_the_papers(
   """Final training losses relative to Adam's, here and in Table 4."""
 
   def relative(loss: float | None, adam: float) -> str:
-    return "" if loss is None else f"{100 * (loss / adam - 1):+.1f} %"
+    if loss is None:
+      return ""
+    return f"{100 * (loss / adam - 1):+.1f} %" if np.isfinite(loss) else "NaN"
 
   adam = results["adam"].runs.final("train loss").mean()
   adam_seconds = results["adam"].seconds * results["adam"].runs.at[-1]
