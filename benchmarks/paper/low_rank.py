@@ -1,5 +1,6 @@
 """Full, shared and low-rank dense layers: quality at equal steps and equal seconds."""
 
+import dataclasses
 import functools
 
 import optax
@@ -23,9 +24,10 @@ _ALL = ("full", *_WIDE)
 
 def run(options: Options) -> Report:
   """Compares the estimators on a narrow autoencoder, and two of them on a wide one."""
+  hidden = {"narrow": _NARROW[options.scale], "wide": None}
   tasks = {
-    "narrow": problems.autoencoder("mnist", options, _NARROW[options.scale]),
-    "wide": problems.autoencoder("mnist", options),
+    name: dataclasses.replace(problems.autoencoder("mnist", options, widths), name=name)
+    for name, widths in hidden.items()
   }
   optimizers = {
     "narrow": _optimizers(options.scale, _ALL),
