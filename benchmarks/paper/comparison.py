@@ -49,6 +49,7 @@ class Session:
   def __init__(self, options: Options, name: str, total: int):
     self.options, self.name = options, name
     self.bar = tqdm(total=total, unit="step", unit_scale=True, smoothing=0.05)
+    self._folders: set[pathlib.Path] = set()
 
   def train(
     self, label: str, task: Task, optimizer: Optimizer, **arguments: Any
@@ -57,6 +58,9 @@ class Session:
     self.bar.set_description(f"{task.name}, {label}")
     folder = pathlib.Path(self.options.work) / "checkpoints" / self.name
     folder = folder / self.options.scale / f"{task.name}-{label}".replace(" ", "_")
+    if folder in self._folders:
+      raise ValueError(f"{task.name}, {label}: two trainings would share {folder}.")
+    self._folders.add(folder)
     interval = 600 if self.options.scale == "paper" else 60
     checkpoint = Checkpoint(folder, self.options.resume, interval)
     return train(task, optimizer, bar=self.bar, checkpoint=checkpoint, **arguments)

@@ -12,7 +12,7 @@ import pytest
 
 import mbf_optax
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import data, problems, report, steps
+from benchmarks.paper import comparison, data, problems, report, steps
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
@@ -195,3 +195,10 @@ def test_missing_data_is_named_with_a_remedy(load, tmp_path):
 def test_records_are_plain_json():
   tree = {"a": np.float32(1.5), "b": [np.array([np.nan, 2.0])], "c": {1: "x"}}
   assert report.plain(tree) == {"a": 1.5, "b": [[None, 2.0]], "c": {"1": "x"}}
+
+
+def test_trainings_cannot_share_checkpoints(task, tmp_path):
+  with comparison.session(QUICK._replace(work=tmp_path), "name", 0) as opened:
+    opened.train("label", task, MBF, points=1)
+    with pytest.raises(ValueError, match="label: two trainings would share"):
+      opened.train("label", task, MBF, points=1)
