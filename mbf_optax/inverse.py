@@ -10,6 +10,8 @@ does not depend on the size of the matrices.
 import jax
 import jax.numpy as jnp
 
+from mbf_optax import placement
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BORDER = 8
 
@@ -23,11 +25,11 @@ def panel_width(n: int) -> int:
 
 
 def padded_order(n: int) -> int:
-  """Order to which matrices of order ``n`` are padded, whole panels.
+  """The largest order that ``n`` is inverted with, padded, in one batch.
 
-  It is coarser than a panel, so that fewer distinct orders have to be compiled. Eight
-  more than a whole number of steps are an order too: layers of 256 or 1024 inputs have
-  blocks of 257 or 1025 elements, and work grows with the cube of the order.
+  Steps are coarse, so that few distinct orders have to be compiled. Eight more than a
+  whole number of steps end one too: layers of 256 or 1024 inputs have blocks of 257 or
+  1025 elements, and work grows with the cube of the order.
   """
   step = 8 if n <= 32 else 32 if n <= 128 else 64
   whole = -(-n // step) * step
@@ -53,7 +55,8 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   working matrix holds ``-inv(A_KK)``, ``inv(A_KK) A_KR`` and the Schur complement
   ``A_RR - A_RK inv(A_KK) A_KR``; sweeping the next panel, whose pivot block is
   ``D = L L^T``, subtracts ``V V^T`` with ``V = A[:, panel] L^(-T)`` everywhere.
-  All the work is in that product: ``2 n^3`` operations.
+  All the work is in that product: ``2 n^3`` operations. Matrices that a mesh divides by
+  rows stay divided, and every device computes its own rows.
 
   Args:
     matrices: ``(..., n, n)``, float32 or float64, ``n`` of 1 to thousands.
@@ -71,34 +74,37 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
      [-1.  2.]]
   """
   n = matrices.shape[-1]
-  width, order = panel_width(n), padded_order(n)
-  border = order % width
-  swept = pad(matrices, order)
-  if border:
-    swept = _sweep_panel(swept, 0, border)
-  swept = jax.lax.fori_loop(
+  width = min(panel_width(n), n)
+  border = n % width
+  swept = _sweep_panel(matrices, 0, border) if border else matrices
+  return -jax.lax.fori_loop(
     0,
-    order // width,
+    n // width,
     lambda step, swept: _sweep_panel(swept, border + step * width, width),
     swept,
   )
-  return -swept[..., :n, :n]
 
 
 def _sweep_panel(
   swept: jax.Array, offset: jax.typing.ArrayLike, width: int
 ) -> jax.Array:
-  """Sweeps the ``width`` columns of ``(..., n, n)`` from ``offset`` on."""
-  batch, order = swept.shape[:-2], swept.shape[-1]
-  start = (0,) * len(batch)
-  columns = jax.lax.dynamic_slice(swept, (*start, 0, offset), (*batch, order, width))
-  scaled, panel = eliminate(columns, offset)
+  """Sweeps the ``width`` columns of ``(..., n, n)`` from ``offset`` on.
+
+  Columns are taken, and the new rows selected, because XLA gathers a matrix that a mesh
+  divides by rows before it slices it. So the columns alone travel.
+  """
+  n, start = swept.shape[-1], (0,) * (swept.ndim - 1)
+  columns = jnp.take(swept, offset + jnp.arange(width), axis=-1, mode="clip")
+  scaled, panel = map(placement.whole, _eliminate(placement.whole(columns), offset))
   swept = swept - jnp.matmul(scaled, scaled.mT, precision=_HIGHEST)
-  swept = jax.lax.dynamic_update_slice(swept, panel, (*start, 0, offset))
-  return jax.lax.dynamic_update_slice(swept, panel.mT, (*start, offset, 0))
+  swept = jax.lax.dynamic_update_slice(swept, panel, (*start, offset))
+  within = jnp.arange(n) - offset
+  rows = jnp.take(panel.mT, within, axis=-2, mode="clip")
+  is_row = ((within >= 0) & (within < width))[:, None]
+  return jnp.where(jnp.broadcast_to(is_row, swept.shape), rows, swept)
 
 
-def eliminate(
+def _eliminate(
   columns: jax.Array, offset: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
   """What sweeping the columns ``(..., n, width)`` from ``offset`` on is made of.

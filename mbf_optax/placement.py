@@ -75,7 +75,7 @@ def update(step: Callable, updates: Any, state: Any, *others: Any) -> Any:
 
 def scalar(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> jax.Array:
   """A hyperparameter as an array that can enter a step, wherever it was made."""
-  if isinstance(value, jax.Array) and within_step() and sharding_of(value):
+  if isinstance(value, jax.Array) and _within_step() and sharding_of(value):
     mesh = jax.sharding.get_abstract_mesh()
     value = jax.sharding.reshard(value, NamedSharding(mesh, PartitionSpec()))
   return jnp.asarray(value, dtype)
@@ -87,15 +87,20 @@ def whole(matrices: jax.Array) -> jax.Array:
   A product whose left factor is divided by rows then moves the right one, never the
   left one, however large either is.
   """
-  if not within_step():
+  if not _within_step():
     return matrices
   free = [PartitionSpec.UNCONSTRAINED] * (matrices.ndim - 2)
   return jax.lax.with_sharding_constraint(matrices, PartitionSpec(*free, None, None))
 
 
-def within_step() -> bool:
+def _within_step() -> bool:
   """Whether a mesh is known whose axes XLA divides arrays over."""
   return AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
+
+
+def may_be_divided() -> bool:
+  """Whether a mesh of several devices is known, so that arrays may be divided."""
+  return _within_step() and jax.sharding.get_abstract_mesh().size > 1
 
 
 def _layer(reading: Reading, state: Any, sharding: NamedSharding) -> Any:

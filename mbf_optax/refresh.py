@@ -7,12 +7,12 @@ program grows with the number of distinct sizes and not with the depth of the ne
 import collections
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from mbf_optax import divided, packed, placement
+from mbf_optax import packed, placement
 from mbf_optax.estimators import Inverses, Matrices
 from mbf_optax.inverse import pad, padded_order, spd_inverse
 
@@ -35,26 +35,23 @@ def invert(
   """
   groups = collections.defaultdict(list)
   for index, system in enumerate(systems):
-    groups[_group(index, system, method)].append(index)
+    groups[_group(index, system)].append(index)
   inverses: dict[int, Inverses] = {}
-  for (invert_group, *_), members in groups.items():
+  for (is_packed, *_), members in groups.items():
+    invert_group = _invert_packed if is_packed else _invert_matrices
     values = [systems[index].values for index in members]
     old = [previous[index] for index in members]
     inverses.update(zip(members, invert_group(values, old, method), strict=True))
   return [inverses[index] for index in range(len(systems))]
 
 
-def _group(index: int, system: Matrices, method: Method) -> tuple[Any, ...]:
-  """How a layer is inverted, and what those inverted together have in common."""
+def _group(index: int, system: Matrices) -> tuple[bool, int, jnp.dtype, int]:
+  """What the layers that are inverted together have in common."""
   values = system.values
   if system.is_packed:
-    return _invert_packed, values.shape[0], values.dtype
-  order = padded_order(values.shape[-1])
-  is_one = values.ndim - 2 == system.damping.ndim
-  if is_one and method == "sweep" and placement.within_step():
-    return _invert_divided, index
-  alone = index if not is_one and not _may_join() else None
-  return _invert_matrices, order, values.dtype, alone
+    return True, values.shape[0], values.dtype, -1
+  alone = -1 if _may_join() else index
+  return False, padded_order(values.shape[-1]), values.dtype, alone
 
 
 def _may_join() -> bool:
@@ -109,31 +106,20 @@ def _invert_matrices(
   batches = [pad(v, order) for v in values]
   if len(batches) > 1:
     batches = [batch.reshape(-1, order, order) for batch in batches]
-  batch = placement.whole(jnp.concatenate(batches))
-  new = jnp.linalg.inv(batch) if method == "linalg" else spd_inverse(batch)
-  parts = jnp.split(placement.whole(new), _ends([len(b) for b in batches]))
-  return [
-    _accepted(part.reshape(*old.shape[:-2], order, order), old)
-    for part, old in zip(parts, previous, strict=True)
-  ]
-
-
-def _invert_divided(
-  values: list[jax.Array], previous: list[jax.Array], method: Method
-) -> list[Inverses]:
-  """Layers that share one matrix, which a mesh may divide by rows."""
-  del method
-  return [
-    _accepted(divided.spd_inverse(v), old)
-    for v, old in zip(values, previous, strict=True)
-  ]
-
-
-def _accepted(new: jax.Array, old: jax.Array) -> Inverses:
-  """Of the new matrices, without their padding, those that are finite."""
-  n = old.shape[-1]
-  accepted = jnp.all(jnp.isfinite(new), axis=(-2, -1))
-  return Inverses(jnp.where(accepted[..., None, None], new[..., :n, :n], old), accepted)
+  batch = jnp.concatenate(batches)
+  if method == "linalg":
+    new = jnp.linalg.inv(placement.whole(batch))
+  else:
+    new = spd_inverse(batch)
+  parts = jnp.split(new, _ends([len(batch) for batch in batches]))
+  inverses = []
+  for part, old in zip(parts, previous, strict=True):
+    n = old.shape[-1]
+    part = part.reshape(*old.shape[:-2], order, order)
+    accepted = jnp.all(jnp.isfinite(part), axis=(-2, -1))
+    part = jnp.where(accepted[..., None, None], part[..., :n, :n], old)
+    inverses.append(Inverses(part, accepted))
+  return inverses
 
 
 def _ends(sizes: list[int]) -> list[int]:

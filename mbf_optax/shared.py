@@ -54,7 +54,7 @@ def mean_product(columns: jax.Array) -> jax.Array:
 
   Halves of a divided product would have to be moved to be joined.
   """
-  if not placement.within_step():
+  if not placement.may_be_divided():
     return symmetric_product(columns)
   columns = placement.whole(columns)
   return jnp.matmul(columns, columns.mT, precision=_HIGHEST)

@@ -102,7 +102,7 @@ class _Part:
     return array[...] if self.index is None else array[self.index, ...]
 
 
-def _parts(layers: Sequence[Layer], arrays: Arrays) -> list[_Part]:
+def parts(layers: Sequence[Layer], arrays: Arrays) -> list[_Part]:
   """Splits the layers into parts; every array must be read exactly once."""
   parts = []
   for layer in layers:
@@ -122,7 +122,7 @@ def _parts(layers: Sequence[Layer], arrays: Arrays) -> list[_Part]:
   return parts
 
 
-def _float64(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def float64(arrays: Mapping[str, np.ndarray]) -> Arrays:
   """Copies the arrays to float64."""
   return {name: np.array(array, np.float64) for name, array in arrays.items()}
 
@@ -281,8 +281,8 @@ class MbfReference:
       grads: The gradient, which enters the momentum.
       curvature_grads: What enters the statistics instead of `grads`, if given.
     """
-    grads = _float64(grads)
-    curvature = grads if curvature_grads is None else _float64(curvature_grads)
+    grads = float64(grads)
+    curvature = grads if curvature_grads is None else float64(curvature_grads)
     self._init(grads)
     for name, g in grads.items():
       self.trace[name] = self.momentum * self.trace[name] + g
@@ -295,7 +295,7 @@ class MbfReference:
 
   def warm_start(self, gradients: Iterable[Arrays]) -> None:
     """Replaces the statistics by means over the gradients and renews the inverses."""
-    gradients = [_float64(grads) for grads in gradients]
+    gradients = [float64(grads) for grads in gradients]
     self._init(gradients[0])
     self.warm = True
     for part, estimator in self._estimators:
@@ -304,67 +304,10 @@ class MbfReference:
   def _init(self, grads: Arrays) -> None:
     if not self._estimators:
       self.trace = {name: np.zeros_like(g) for name, g in grads.items()}
-      for part in _parts(self.layers, grads):
+      for part in parts(self.layers, grads):
         kinds = {"full": _Blocks, "shared": _Blocks, "low_rank": _LowRank}
         estimator = kinds.get(part.estimator, _Elementwise)(part, self)
         self._estimators.append((part, estimator))
-
-
-class AdamReference:
-  """Adam's direction, before the learning rate."""
-
-  def __init__(self, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
-    self.b1, self.b2, self.eps = b1, b2, eps
-    self.count = 0
-    self.mu: Arrays = {}
-    self.nu: Arrays = {}
-
-  def update(self, grads: Arrays, curvature_grads: Arrays | None = None) -> Arrays:
-    """Takes one step; `curvature_grads` are ignored."""
-    del curvature_grads
-    self.count += 1
-    directions = {}
-    for name, g in _float64(grads).items():
-      self.mu[name] = self.b1 * self.mu.get(name, 0.0) + (1 - self.b1) * g
-      self.nu[name] = self.b2 * self.nu.get(name, 0.0) + (1 - self.b2) * g**2
-      m_hat = self.mu[name] / (1 - self.b1**self.count)
-      v_hat = self.nu[name] / (1 - self.b2**self.count)
-      directions[name] = m_hat / (np.sqrt(v_hat) + self.eps)
-    return directions
-
-
-def graft(layers: Sequence[Layer], direction: Arrays, magnitude: Arrays) -> Arrays:
-  """Returns d * ||a|| / ||d|| for each layer, but a for what is read elementwise.
-
-  A layer is a kernel with the bias joined to its blocks, or one index of a stack.
-  Where all of d is zero it stays zero.
-  """
-  direction, magnitude = _float64(direction), _float64(magnitude)
-  grafted = {name: np.zeros_like(d) for name, d in direction.items()}
-  for part in _parts(layers, direction):
-    d, a = part.read(direction), part.read(magnitude)
-    if part.estimator in ("inverse", "rms"):
-      part.write(a, grafted)
-    elif np.any(d):
-      part.write(d * np.linalg.norm(a) / np.linalg.norm(d), grafted)
-  return grafted
-
-
-@dataclasses.dataclass
-class GraftReference:
-  """One optimizer's direction at another's length, layer by layer, same gradients.
-
-  Both are objects with the `update` of `MbfReference`.
-  """
-
-  layers: Sequence[Layer]
-  direction: Any
-  magnitude: Any
-
-  def update(self, grads: Arrays, curvature_grads: Arrays | None = None) -> Arrays:
-    """Takes one step of both; `curvature_grads` are the direction's alone."""
-    direction = self.direction.update(grads, curvature_grads)
-    return graft(self.layers, direction, self.magnitude.update(grads))
 
 
 def trajectory(
@@ -390,7 +333,7 @@ def trajectory(
   Returns:
     The parameters after each step, `steps` of them.
   """
-  params = _float64(params)
+  params = float64(params)
   visited = []
   for k in range(steps):
     curvature = curvature_gradient_fn and curvature_gradient_fn(params, k)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mbf_optax
+from tests.contract.common import random_tree
 
 SHAPES = {
   "conv": {"kernel": (2, 2, 1, 2), "bias": (2,)},
@@ -34,16 +35,7 @@ PLACES = {
 }
 
 
-def gradients_of(seed):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
-    SHAPES,
-    is_leaf=lambda node: isinstance(node, tuple),
-  )
-
-
-GRADIENTS = [gradients_of(seed) for seed in range(STEPS)]
+GRADIENTS = [random_tree(seed, SHAPES) for seed in range(STEPS)]
 
 
 @functools.cache

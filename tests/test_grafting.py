@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import mbf_optax
-from tests import reference, trees
+from tests import grafted_reference, reference, trees
+from tests.contract.common import random_tree
 
 SHAPES = {
   "conv": {"kernel": (2, 2, 1, 2), "bias": (2,)},
@@ -32,16 +33,7 @@ ELEMENTWISE = [("conv", "bias"), ("norm", "scale")]
 STEPS = 4
 
 
-def random_tree(seed, shapes=SHAPES):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
-    shapes,
-    is_leaf=lambda node: isinstance(node, tuple),
-  )
-
-
-GRADIENTS = [random_tree(seed) for seed in range(STEPS)]
+GRADIENTS = [random_tree(seed, SHAPES) for seed in range(STEPS)]
 
 
 def run(tx, gradients, update=None):
@@ -214,7 +206,7 @@ def test_norms_of_half_precision_are_wide():
 
 def test_follows_the_oracle():
   """``mbf_adam`` with every kind of layer, against float64 NumPy."""
-  oracle = reference.GraftReference(
+  oracle = grafted_reference.GraftReference(
     trees.oracle_layers(),
     reference.MbfReference(
       trees.oracle_layers(),
@@ -225,7 +217,7 @@ def test_follows_the_oracle():
       curvature_update_period=2,
       inverse_update_period=4,
     ),
-    reference.AdamReference(b1=0.9, b2=0.99),
+    grafted_reference.AdamReference(b1=0.9, b2=0.99),
   )
   rate = 0.01
   with jax.enable_x64(True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from mbf_optax import divided, inverse, packed, refresh
+from mbf_optax import inverse, packed, refresh
 from mbf_optax.estimators import Matrices
 
 SIZES = [1, 2, 9, 25, 64, 197, 785]
@@ -22,7 +22,6 @@ def packed_inverse(matrices):
 
 FUNCTIONS = {
   "blocked": jax.jit(inverse.spd_inverse),
-  "divided": jax.jit(divided.spd_inverse),
   "packed": jax.jit(packed_inverse),
 }
 

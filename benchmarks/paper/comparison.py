@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
@@ -200,10 +201,22 @@ def comparison_figure(
     row[1].set(xlabel="seconds", xlim=(0, 4 * shortest))
     for ax, metric in zip(row[2:], metrics, strict=True):
       ax.set(xlabel="steps", ylabel=metric)
+    _around(row[:2], [o.runs.losses[0] for o in results.values()])
+    for ax, metric in zip(row[2:], metrics, strict=True):
+      if metric.endswith("loss"):
+        _around([ax], [o.runs.metrics[metric][0] for o in results.values()])
     for ax in row if log else ():
       report.log_scale(ax)
     row[-1].legend(frameon=False, fontsize=8)
   return figure
+
+
+def _around(axes: Sequence[matplotlib.axes.Axes], losses: Sequence[np.ndarray]) -> None:
+  """Ends the axes a little above the first losses: no divergence hides the rest."""
+  lowest = min(float(np.nanmin(values)) for values in losses)
+  first = max(float(values[:, 0].max()) for values in losses)
+  for ax in axes:
+    ax.set_ylim(0.95 * lowest, 1.1 * first)
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

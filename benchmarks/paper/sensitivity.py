@@ -119,10 +119,17 @@ def _draw(
   ax.grid(False)
   for i, j in np.ndindex(losses.shape):
     label = f"{losses[i, j]:.3g}" if np.isfinite(losses[i, j]) else "NaN"
-    ax.text(j, i, label, ha="center", va="center", fontsize=7, color="tab:red")
+    ax.text(
+      j, i, label, ha="center", va="center", fontsize=7, color=_ink(norm(losses[i, j]))
+    )
   for axis, name in ((ax.yaxis, "learning_rate"), (ax.xaxis, "damping")):
     axis.set_ticks(range(len(grid[name])), [f"{value:g}" for value in grid[name]])
   ax.set(ylabel="learning rate", xlabel="damping")
+
+
+def _ink(level: float) -> str:
+  """What can be read on the colour of a normalised loss, or on the white of NaN."""
+  return "white" if level > 0.5 else "black"
 
 
 def _record(surfaces: Mapping[str, Runs]) -> dict[str, Any]:
