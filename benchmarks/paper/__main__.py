@@ -25,8 +25,8 @@ from benchmarks.paper.report import plain
 matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
-SUPPORT = ("checkpoints", "comparison", "curves", "data", "experiment", "measure")
-SUPPORT += ("methods", "optimizers", "problems", "report", "steps", "tasks")
+SUPPORT = ("apart", "checkpoints", "comparison", "curves", "data", "experiment")
+SUPPORT += ("measure", "methods", "optimizers", "problems", "report", "steps", "tasks")
 SUPPORT += ("training", "vision")
 
 

@@ -104,15 +104,23 @@ def _quick() -> dict[str, list[Setting]]:
 
 
 def _cpu() -> dict[str, list[Setting]]:
-  """Three rates each; in so few steps the decay of the weights hardly matters."""
-  adams = product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1])
+  """Rates, and dampings of what divides by a matrix that it damps absolutely.
+
+  In so few steps the decay of the weights hardly matters.
+  """
+  adams = product(learning_rate=[3e-3, 1e-2, 3e-2, 0.1], weight_decay=[0.1])
+  rates = [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
   return {
     "sgd": product(learning_rate=[0.03, 0.1, 0.3], weight_decay=[0.01]),
     "adam": adams,
     "muon": adams,
-    "shampoo": product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1]),
-    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2], weight_decay=[0.1]),
-    "mbf": product(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.3]),
+    "shampoo": product(learning_rate=rates, weight_decay=[0.1]),
+    "kfac": product(learning_rate=rates[1:], damping=[3e-3, 3e-2], weight_decay=[0.1]),
+    "mbf": product(
+      learning_rate=[1e-4, 3e-4, 1e-3],
+      damping=[3e-4, 1e-3, 3e-3],
+      weight_decay=[0.3],
+    ),
     "mbf_adam": adams,
   }
 

@@ -54,7 +54,7 @@ class _Alone:
     trainer = Trainer(task, optimizer, [setting], [0])
     self._chunk = trainer.compiled.alone
     arguments = trainer.arguments(trainer.start(1).carry, 0, length)
-    self._hyper, carry, *self._inputs = trainer.first(arguments)
+    self._hyper, carry, *self._inputs = trainer.one(arguments, (0, 0))
     self._carry = carry
     self._train()  # compiles
 

@@ -3,7 +3,8 @@
 Two nested ``vmap``s, over settings and over seeds, run whole chunks of training steps.
 The optimizer is built inside from traced hyperparameters. Whole numbers in its state
 (step counters) stay out of the ``vmap``s, so that a ``lax.cond`` on them stays one and
-a refresh every hundred steps costs what it should.
+a refresh every hundred steps costs what it should. Convolutions on a CPU, where side by
+side is slower, run :mod:`~benchmarks.paper.apart`.
 """
 
 import functools
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from benchmarks.paper import apart
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.methods import Gradient, Optimizer, Setting
 from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
@@ -144,10 +146,10 @@ class Compiled:
     self.chunk = jax.jit(outer, donate_argnums=1)
     self.fresh = jax.jit(functools.partial(_fresh, task, build))
     slices = {"train": _slices(task, task.train), "test": _slices(task, task.test)}
-    metrics = jax.vmap(
-      jax.vmap(functools.partial(_metrics, task), (0, None)), (0, None)
-    )
-    self.metrics = jax.jit(lambda variables: metrics(variables, slices))
+    metrics = functools.partial(_metrics, task, slices)
+    self.metrics = jax.jit(jax.vmap(jax.vmap(metrics)))
+    self.apart = apart.is_faster(task)
+    self.metrics_alone = functools.partial(apart.metrics, jax.jit(task.metrics), slices)
 
 
 _compiled = functools.lru_cache(maxsize=8)(Compiled)
@@ -203,7 +205,11 @@ class Trainer:
 
   def advance(self, carry: Carry, done: int, steps: int) -> tuple[Carry, np.ndarray]:
     """The runs after ``steps`` more steps, and losses ``(settings, seeds, steps)``."""
-    carry, losses = in_calls(self.compiled.chunk, self.arguments(carry, done, steps))
+    arguments = self.arguments(carry, done, steps)
+    if self.compiled.apart:
+      each = (self.one(arguments, run) for run in np.ndindex(self._shape))
+      return apart.join(carry, [in_calls(self.compiled.alone, one) for one in each])
+    carry, losses = in_calls(self.compiled.chunk, arguments)
     return carry, np.asarray(losses)
 
   def arguments(self, carry: Carry, done: int, steps: int) -> tuple:
@@ -212,18 +218,24 @@ class Trainer:
     order = self._order(done, steps)
     return self._hyper, carry, self._keys, order, numbers, self.compiled.train
 
-  def first(self, arguments: tuple) -> tuple:
-    """``arguments`` of the first setting and seed alone, for ``compiled.alone``."""
+  def one(self, arguments: tuple, run: tuple[int, int]) -> tuple:
+    """``arguments`` of one setting and seed, for ``compiled.alone``, which keeps them."""
     hyper, carry, keys, order, numbers, data = arguments
+    setting, seed = run
     hyper = {
-      name: value if value.ndim == 0 else value[0] for name, value in hyper.items()
+      k: value if value.ndim == 0 else value[setting] for k, value in hyper.items()
     }
-    carry = jax.tree.map(lambda x: x[0, 0] if x.ndim else x, carry)
-    return hyper, carry, keys[0], order[0], numbers, data
+    carry = apart.select(carry, run)
+    return hyper, carry, keys[seed], order[seed], numbers, data
 
   def evaluate(self, progress: Progress, point: int) -> None:
     """Enters metrics on training and held-out data into ``progress``."""
-    values = jax.device_get(self.compiled.metrics(progress.carry.variables))
+    variables = progress.carry.variables
+    if self.compiled.apart:
+      each = [apart.select(variables, run) for run in np.ndindex(self._shape)]
+      values = apart.join_metrics(map(self.compiled.metrics_alone, each), self._shape)
+    else:
+      values = jax.device_get(self.compiled.metrics(variables))
     for name, value in values.items():
       progress.metrics[name][..., point] = value
 
@@ -244,7 +256,7 @@ class Trainer:
     return jnp.asarray(np.stack(rows))
 
 
-def _metrics(task: Task, variables: Variables, slices: dict[str, Batch]) -> Metrics:
+def _metrics(task: Task, slices: dict[str, Batch], variables: Variables) -> Metrics:
   """Means of the metrics over slices ``(slices, rows, ...)`` of data."""
   means = {}
   for name, data in slices.items():

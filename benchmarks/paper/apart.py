@@ -1,0 +1,71 @@
+"""Runs one after another, where side by side is slower.
+
+Convolutions with a kernel for each run take a CPU two to four times as long as one run's
+after the other's, and a loop over batches slows them down again.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.paper.steps import Carry, take
+from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
+
+
+def is_faster(task: Task) -> bool:
+  """Whether the backend is a CPU and the network has kernels of convolutions."""
+  params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+  convolves = any(leaf.ndim >= 4 for leaf in jax.tree.leaves(params))
+  return convolves and jax.default_backend() == "cpu"
+
+
+def select(tree: Any, run: tuple[int, ...]) -> Any:
+  """A copy of one run's part of a tree; what all runs share is a scalar in it."""
+  return jax.tree.map(lambda x: x[run] if x.ndim else jnp.copy(x), tree)
+
+
+def join(
+  before: Carry, runs: Sequence[tuple[Carry, np.ndarray]]
+) -> tuple[Carry, np.ndarray]:
+  """What all runs are after some steps, in the layout of what they were before.
+
+  Args:
+    before: all runs.
+    runs: each run's carry and its losses ``(steps,)``.
+
+  Returns:
+    All runs, and losses ``(settings, seeds, steps)``.
+  """
+
+  def beside(old: jax.Array, *new: jax.Array) -> jax.Array:
+    return jnp.stack(new).reshape(old.shape) if old.ndim else new[0]
+
+  carries, losses = zip(*runs, strict=True)
+  carry = jax.tree.map(beside, before, *carries)
+  shape = jax.tree.leaves(carry.variables)[0].shape[:2]
+  return carry, np.stack(losses).reshape(*shape, -1)
+
+
+def metrics(
+  measure: Callable[[Variables, Batch], Metrics],
+  slices: dict[str, Batch],
+  variables: Variables,
+) -> dict[str, float]:
+  """One run's means of the metrics over slices ``(slices, rows, ...)`` of data."""
+  means = {}
+  for name, data in slices.items():
+    count = len(jax.tree.leaves(data)[0])
+    values = [measure(variables, take(data, index)) for index in range(count)]
+    means |= {f"{name} {k}": float(np.mean([v[k] for v in values])) for k in values[0]}
+  return means
+
+
+def join_metrics(
+  runs: Iterable[dict[str, float]], shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """Each run's metrics as one array ``(settings, seeds)`` by name."""
+  found = list(runs)
+  return {name: np.reshape([run[name] for run in found], shape) for name in found[0]}
