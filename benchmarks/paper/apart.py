@@ -1,7 +1,7 @@
 """Runs one after another, where side by side is slower.
 
-Convolutions with a kernel for each run take a CPU two to four times as long as one run's
-after the other's, and a loop over batches slows them down again.
+Convolutions with a kernel for each run take a CPU two to four times as long as one run
+after the other, and a loop over batches slows them down again.
 """
 
 from collections.abc import Callable, Iterable, Sequence

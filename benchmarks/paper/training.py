@@ -219,7 +219,7 @@ class Trainer:
     return self._hyper, carry, self._keys, order, numbers, self.compiled.train
 
   def one(self, arguments: tuple, run: tuple[int, int]) -> tuple:
-    """``arguments`` of one setting and seed, for ``compiled.alone``, which keeps them."""
+    """``arguments`` of one setting and seed, for ``compiled.alone``."""
     hyper, carry, keys, order, numbers, data = arguments
     setting, seed = run
     hyper = {
