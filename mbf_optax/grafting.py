@@ -1,5 +1,6 @@
 """Grafting: one transformation's direction at another's length, layer by layer."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -130,12 +131,12 @@ def _norm(leaves: tree.Leaves, stack_axes: int) -> _Norm:
 
   arrays = list(leaves.values())
   peaks = [over_layer(jnp.max, jnp.abs(leaf)) for leaf in arrays]
-  largest = jnp.stack(peaks).max(axis=0)
+  largest = functools.reduce(jnp.maximum, peaks)
   divisor = jnp.where(largest > 0, largest, 1)
   squares = [
     over_layer(jnp.sum, (leaf / beside(divisor, leaf)) ** 2) for leaf in arrays
   ]
-  return _Norm(largest, jnp.sqrt(jnp.stack(squares).sum(axis=0)))
+  return _Norm(largest, jnp.sqrt(functools.reduce(jnp.add, squares)))
 
 
 def _rescale(leaf: jax.Array, own: _Norm, wanted: _Norm) -> jax.Array:
