@@ -64,9 +64,9 @@ class PackedBlocks(_Blocks):
     self, reading: Reading, state: BlockState, weight: jax.Array, damping: Damping
   ) -> Matrices:
     corrected = state.statistics / weight
-    diagonal = jnp.mean(packed.diagonal(corrected), axis=0)
+    diagonal = jnp.moveaxis(packed.diagonal(corrected), 0, -1)
     level = damping(over_layer(diagonal, reading))
-    damped = packed.add_to_diagonal(corrected, beside(level, diagonal))
+    damped = packed.add_to_diagonal(corrected, beside(level, corrected[0]))
     return Matrices(damped, True, level)
 
   def precondition(

@@ -2,8 +2,9 @@
 
 Inverses against ``jnp.linalg.inv``; statistics and application of 3x3 blocks in the
 library's packed layout against matrices with the batch leading; a shared layer's
-product by halves against a whole one; and the update of a 3x3 convolution against a
-copy of the bytes that it must move.
+product by halves against a whole one; passes over a ``low_rank`` history against one in
+half precision; and the update of a 3x3 convolution against a copy of the bytes that it
+must move.
 
 python -m benchmarks.cost.kernels
 """
@@ -119,6 +120,34 @@ def products(rounds: int) -> str:
   return table(("n x outputs", "halved, ms", "whole, ms", "ratio"), rows)
 
 
+def histories(rounds: int, neurons: int = 1000, rank: int = 16, n: int = 785) -> str:
+  """A pass over the last gradients of a layer, kept in float32 and in bfloat16."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  history = jax.random.normal(keys[0], (neurons, rank, n))
+  gradient = jax.random.normal(keys[1], (neurons, n))
+  weights = jax.random.normal(keys[2], (neurons, rank))
+  passes: dict[str, tuple[Callable, Callable, jax.Array]] = {
+    "inner products": (
+      lambda h, v: jnp.matmul(h, v[..., None], precision=_HIGHEST),
+      lambda h, v: (h.astype(v.dtype) * v[:, None]).sum(-1),
+      gradient,
+    ),
+    "combination": (
+      lambda h, v: jnp.matmul(v[:, None], h, precision=_HIGHEST),
+      lambda h, v: (h.astype(v.dtype) * v[..., None]).sum(1),
+      weights,
+    ),
+  }
+  rows = []
+  for name, (whole, rounded, vectors) in passes.items():
+    (first,) = seconds({"": whole}, history, vectors, rounds=rounds).values()
+    half = history.astype(jnp.bfloat16)
+    (second,) = seconds({"": rounded}, half, vectors, rounds=rounds).values()
+    rows.append([name, _ms(first), _ms(second), f"{second / first:.2f}"])
+  titles = (f"{neurons} x {rank} x {n}", "float32, ms", "bfloat16, ms", "ratio")
+  return table(titles, rows)
+
+
 def floor(rounds: int, channels: int = 512) -> str:
   """An update that refreshes nothing, against a copy of the bytes that it moves."""
   params = {"kernel": jnp.ones((3, 3, channels, channels))}
@@ -157,7 +186,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=7, help="timings of each piece")
   rounds = parser.parse_args().rounds
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-  for piece in (inverses, layouts, products, floor):
+  for piece in (inverses, layouts, products, histories, floor):
     print(f"\n{piece(rounds)}", flush=True)
 
 
