@@ -3,8 +3,8 @@
 Two nested ``vmap``s, over settings and over seeds, run whole chunks of training steps.
 The optimizer is built inside from traced hyperparameters. Whole numbers in its state
 (step counters) stay out of the ``vmap``s, so that a ``lax.cond`` on them stays one and
-a refresh every hundred steps costs what it should. Convolutions on a CPU, where side by
-side is slower, run :mod:`~benchmarks.paper.apart`.
+a refresh every hundred steps costs what it should. On a CPU, where side by side is
+slower, runs take turns: :mod:`~benchmarks.paper.apart`.
 """
 
 import functools
@@ -148,7 +148,7 @@ class Compiled:
     slices = {"train": _slices(task, task.train), "test": _slices(task, task.test)}
     metrics = functools.partial(_metrics, task, slices)
     self.metrics = jax.jit(jax.vmap(jax.vmap(metrics)))
-    self.apart = apart.is_faster(task)
+    self.apart = apart.is_faster()
     self.metrics_alone = functools.partial(apart.metrics, jax.jit(task.metrics), slices)
 
 
