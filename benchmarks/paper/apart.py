@@ -1,8 +1,8 @@
 """Runs one after another, which on a CPU is faster than side by side.
 
 Products of matrices, with one for each run, take a CPU one and a half to two times as
-long as those of one run after the other, convolutions two to four times, and a loop over
-batches slows convolutions down again. A GPU wants everything at once.
+long as those of one run after the other, convolutions two to four times, and a loop
+over batches slows convolutions down again. A GPU wants everything at once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
