@@ -93,7 +93,7 @@ def _tasks(options: Options) -> dict[str, Task]:
 def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   rates = {
     "quick": [1e-3, 3e-3],
-    "cpu": [1e-3, 3e-3, 1e-2],
+    "cpu": [1e-3, 3e-3, 1e-2, 3e-2],
     "paper": [1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2],
   }[scale]
   grid = product(learning_rate=rates)
