@@ -39,6 +39,15 @@ def test_operations_are_those_of_the_summary(compiled):
   assert update.cost_analysis()["flops"] < 1.4 * expected
 
 
+def test_a_large_inverse_leaves_out_a_quadrant():
+  """What XLA counts is one panel: the product, and the columns, times two matrices."""
+  n = 1024
+  width = inverse.panel_width(n)
+  compiled = jax.jit(inverse.spd_inverse).lower(jnp.ones((n, n))).compile()
+  product, columns = 2 * n**2 * width, 4 * n * width**2
+  assert compiled.cost_analysis()["flops"] < 0.8 * product + columns
+
+
 def test_statistics_and_inverses_are_updated_in_place(compiled):
   """A step that refreshes nothing must not copy what it does not touch."""
   update, state, _, _ = compiled
@@ -48,6 +57,13 @@ def test_statistics_and_inverses_are_updated_in_place(compiled):
       assert ",".join(map(str, leaf.shape)) not in copied, path
   memory = update.memory_analysis()
   assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+
+
+def test_parts_of_joined_inverses_share_a_kernel(compiled):
+  """A slice at a constant offset is a kernel of its own, and a deep net has many."""
+  text = compiled[0].as_text()
+  assert re.search(r"= f32\[45,2048\]\S* dynamic-slice\(", text)
+  assert not re.search(r"= f32\[45,2048\]\S* slice\(", text)
 
 
 def test_temporary_memory_is_bounded_by_the_state(compiled):
