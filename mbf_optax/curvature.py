@@ -3,13 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import elementwise, full, low_rank, placement, refresh, shared, tree
+from mbf_optax import (
+  checks,
+  elementwise,
+  full,
+  low_rank,
+  placement,
+  refresh,
+  shared,
+  tree,
+)
 from mbf_optax.estimators import Damping, Estimator
 from mbf_optax.layers import Reading, from_blocks, to_blocks, wide_dtype
 
@@ -47,6 +56,11 @@ class Curvature:
   relative_damping: bool
   method: refresh.Method
   inverse_dtype: jax.typing.DTypeLike | None = None
+
+  def __post_init__(self) -> None:
+    checks.positive("damping", self.damping)
+    checks.choice("inverse", self.method, get_args(refresh.Method))
+    checks.floating("inverse_dtype", self.inverse_dtype)
 
   def init(self, readings: Sequence[Reading], leaves: tree.Leaves) -> Layers:
     """States before the first gradient."""

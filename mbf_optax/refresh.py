@@ -84,17 +84,23 @@ def _joined(
 ) -> list[jax.Array]:
   """``function`` of all packed matrices as one batch, refused ones wholly NaN."""
   new = function(jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1))
-  sizes = [v[0].size for v in values]
-  parts = jax.lax.platform_dependent(
-    _finite_or_nan(new),
-    cpu=functools.partial(_split_on_cpu, sizes=sizes),
-    default=lambda new: jnp.split(new, _ends(sizes), axis=1),
-  )
+  parts = _split(_finite_or_nan(new), [v[0].size for v in values])
   return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
 
 
+def _split(joined: jax.Array, sizes: list[int]) -> list[jax.Array]:
+  """``joined`` cut along its second axis."""
+  if len(sizes) == 1:
+    return [joined]
+  return jax.lax.platform_dependent(
+    joined,
+    cpu=functools.partial(_split_on_cpu, sizes=sizes),
+    default=lambda joined: jnp.split(joined, _ends(sizes), axis=1),
+  )
+
+
 def _split_on_cpu(joined: jax.Array, sizes: list[int]) -> list[jax.Array]:
-  """``joined`` cut along its second axis, with one kernel for all parts of one size.
+  """:func:`_split` with one kernel for all parts of one size.
 
   XLA compiles a kernel for every constant offset, which was a third of a deep network's
   compile time. Into the offsets that a conditional returns it does not look.

@@ -121,13 +121,6 @@ def scale_by_mbf(
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
     <https://arxiv.org/abs/2202.04124>`_, 2023, Algorithm 2 (and 4 for MBF-True).
   """
-  checks.positive("damping", damping)
-  checks.decay("momentum", momentum)
-  checks.decay("curvature_ema", curvature_ema)
-  checks.period("curvature_update_period", curvature_update_period)
-  checks.period("inverse_update_period", inverse_update_period)
-  checks.choice("inverse", inverse, ("sweep", "linalg"))
-  checks.floating("inverse_dtype", inverse_dtype)
   partition = flax_partition() if partition is None else partition
   curvature = Curvature(damping, relative_damping, inverse, inverse_dtype)
   algorithm = _Algorithm(
@@ -157,10 +150,7 @@ def scale_by_mbf(
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(source, updates)
     readings = partition(updates)
-    layout = jax.eval_shape(
-      lambda m: curvature.init(readings, m), tree.flatten(state.momentum)
-    )
-    checks.same_state({"curvature": state.curvature}, {"curvature": layout})
+    _check_layout(curvature, readings, state)
     kinds = _by_kind(readings)
     if warm_start is not None:
       warm = functools.partial(_warm, curvature, kinds)
@@ -183,6 +173,16 @@ def init_state(
     momentum=jax.tree.map(lambda p: jnp.zeros_like(as_float(p)), params),
     curvature=curvature.init(readings, tree.flatten(params)) or jnp.zeros(()),
   )
+
+
+def _check_layout(
+  curvature: Curvature, readings: Sequence[Reading], state: MbfState
+) -> None:
+  """Raises a ``ValueError`` unless the state is one of these readings."""
+  expected = jax.eval_shape(
+    lambda m: curvature.init(readings, m), tree.flatten(state.momentum)
+  )
+  checks.same_state({"curvature": state.curvature}, {"curvature": expected})
 
 
 class _Readings(NamedTuple):
@@ -217,6 +217,12 @@ class _Algorithm:
   curvature_ema: jax.typing.ArrayLike
   curvature_update_period: jax.typing.ArrayLike
   inverse_update_period: jax.typing.ArrayLike
+
+  def __post_init__(self) -> None:
+    checks.decay("momentum", self.momentum)
+    checks.decay("curvature_ema", self.curvature_ema)
+    checks.period("curvature_update_period", self.curvature_update_period)
+    checks.period("inverse_update_period", self.inverse_update_period)
 
   def step(
     self,

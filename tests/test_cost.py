@@ -9,6 +9,7 @@ import pytest
 
 import mbf_optax
 from mbf_optax import inverse
+from mbf_optax.full import BlockState
 
 PARAMS = {
   "wide": {"kernel": jnp.ones((599, 100)), "bias": jnp.ones(100)},
@@ -27,25 +28,31 @@ def compiled(request):
   return update, state, mbf_optax.summarize(PARAMS, partition), partition
 
 
+def inverse_flops(n):
+  """What XLA counts in the inverse of one matrix of order ``n``."""
+  compiled = jax.jit(inverse.spd_inverse).lower(jnp.ones((n, n))).compile()
+  return compiled.cost_analysis()["flops"]
+
+
 def test_operations_are_those_of_the_summary(compiled):
-  """XLA counts both branches of a cond, and the body of a loop once."""
-  update, _, summary, _ = compiled
-  expected = sum(
-    row.apply_flops
-    + row.statistics_flops
-    + row.inverse_flops * inverse.panel_width(row.block_size) / row.block_size
-    for row in summary.layers
-  )
-  assert update.cost_analysis()["flops"] < 1.4 * expected
+  """XLA counts both branches of a cond, and the body of a loop once.
+
+  That body is a good part of a large inverse, whose operations have a test below.
+  """
+  update, state, summary, _ = compiled
+  expected = sum(row.apply_flops + row.statistics_flops for row in summary.layers)
+  counted = update.cost_analysis()["flops"]
+  if isinstance(state.curvature["wide/kernel"], BlockState):
+    counted -= inverse_flops(inverse.padded_order(600))
+  assert counted < 1.4 * expected
 
 
 def test_a_large_inverse_leaves_out_a_quadrant():
   """What XLA counts is one panel: the product, and the columns, times two matrices."""
-  n = 1024
-  width = inverse.panel_width(n)
-  compiled = jax.jit(inverse.spd_inverse).lower(jnp.ones((n, n))).compile()
-  product, columns = 2 * n**2 * width, 4 * n * width**2
-  assert compiled.cost_analysis()["flops"] < 0.8 * product + columns
+  for n, share in ((640, 0.85), (1024, 0.8)):  # 640 has five panels: uneven halves
+    width = inverse.panel_width(n)
+    product, columns = 2 * n**2 * width, 4 * n * width**2
+    assert inverse_flops(n) < share * product + columns, n
 
 
 def test_statistics_and_inverses_are_updated_in_place(compiled):

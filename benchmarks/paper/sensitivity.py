@@ -24,7 +24,7 @@ Axes = dict[str, list[float]]
 
 
 def run(options: Options) -> Report:
-  """Trains the whole grid of each method side by side."""
+  """Trains the whole grid of each method."""
   tasks = {n: problems.autoencoder(n, options) for n in _TASKS[options.scale]}
   grids = _grids(options.scale)
   points = sum(len(g["learning_rate"]) * len(g["damping"]) for g in grids.values())

@@ -116,10 +116,8 @@ def test_counters_stay_out_of_the_vmaps_and_conditions_stay_conditions(monkeypat
     assert state[0].count.shape == ()
     assert state[0].momentum["Dense_0"]["bias"].shape[:2] == (2, 2)
   carry = trainer.start(1).carry
-  arguments = trainer.arguments(carry, 0, 4)
-  together = trainer.compiled.chunk.lower(*arguments).as_text()
-  alone = trainer.compiled.alone.lower(*trainer.one(arguments, (0, 0))).as_text()
-  assert together.count("stablehlo.case") == alone.count("stablehlo.case") >= 2
+  text = trainer.compiled.chunk.lower(*trainer.arguments(carry, 0, 4)).as_text()
+  assert text.count("stablehlo.case") == 2  # statistics and inverses
 
 
 def test_warm_start_serves_every_setting(task):
