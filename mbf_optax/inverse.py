@@ -21,11 +21,17 @@ _LARGE = 320  # order beyond which wide panels pay, and sparing a mirror image
 
 
 def panel_width(n: int) -> int:
-  """Columns that the block sweep eliminates at a time for order ``n``."""
-  for limit, width in ((32, 8), (_LARGE, _PIVOT), (2048, 128)):
+  """Columns that the block sweep eliminates at a time for order ``n``.
+
+  What is left over when ``n`` is no multiple of it has to be compiled apart, so a
+  large order takes a divisor, if it has one nearby.
+  """
+  for limit, width in ((32, 8), (_LARGE, _PIVOT)):
     if n <= limit:
       return width
-  return 256
+  most = 128 if n <= 2048 else 256
+  divisors = (width for width in range(most, most // 2, -1) if n % width == 0)
+  return next(divisors, most)
 
 
 def padded_order(n: int) -> int:
