@@ -67,7 +67,7 @@ PROBLEMS: dict[str, Callable[[Options], Task]] = {
   "resnet": resnet,
 }
 RATES = (1e-3, 2e-3, 3e-3, 5e-3)
-DAMPED = ((1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2), (1e-3, 3e-2))
+DAMPED = ((1e-4, 3e-4), (1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2))
 
 
 def race(task: Task) -> dict[str, Finish]:
@@ -97,7 +97,9 @@ def race(task: Task) -> dict[str, Finish]:
   for name, (optimizer, runs) in contenders.items():
     curves = runs.metrics["train loss"][:, 0]
     reached = [_steps_to(goal, curve, runs.at) for curve in curves]
-    first = int(np.argmin([np.inf if steps is None else steps for steps in reached]))
+    first = runs.best()
+    if any(reached):
+      first = int(np.argmin([np.inf if steps is None else steps for steps in reached]))
     chosen[name] = optimizer, runs.settings[first]
     counts[name], losses[name] = reached[first], float(curves[first, -1])
   seconds = seconds_per_step(task, chosen, rounds=3, length=100)
