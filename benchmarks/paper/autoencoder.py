@@ -29,6 +29,9 @@ PAPER = {
   },
 }
 _PAPERS_NAMES = {"mbf (1, 20), warm": "mbf"}
+# Seeds of the search and of the results. On a CPU the two of the search keep it from
+# settings that diverge from every other seed.
+_SEEDS: dict[Scale, tuple[int, int]] = {"quick": (1, 2), "cpu": (2, 5), "paper": (1, 5)}
 
 _CPU_MBF = {
   "mnist": {"learning_rate": [1e-4, 3e-4, 1e-3], "damping": [1e-3, 3e-3, 1e-2]},
@@ -44,11 +47,13 @@ def run(options: Options) -> Report:
   names = _TASKS[options.scale]
   tasks = {name: problems.autoencoder(name, options) for name in names}
   optimizers = {name: _optimizers(options.scale, name) for name in names}
-  seeds = problems.SEEDS[options.scale]
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in names)
+  search, seeds = _SEEDS[options.scale]
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in names)
   with comparison.session(options, "autoencoder", total) as session:
     outcomes = {
-      name: comparison.compare(tasks[name], optimizers[name], seeds, session)
+      name: comparison.compare(
+        tasks[name], optimizers[name], seeds, session, search_seeds=search
+      )
       for name in names
     }
   figure = comparison.comparison_figure(outcomes, ["test loss"])
@@ -116,9 +121,9 @@ def _cpu(name: str) -> Grids:
   rates = product(learning_rate=[3e-3, 1e-2, 3e-2])
   return {
     "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
-    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
+    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
     "shampoo": product(learning_rate=[1e-4, 3e-4, 1e-3], damping=[3e-4, 3e-3, 3e-2]),
-    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2], damping=[3e-2, 1e-1, 3e-1, 1]),
+    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1], damping=[1e-1, 3e-1, 1, 3]),
     "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
     "mbf (1, 20), warm": product(
       learning_rate=[3e-6, 1e-5, 3e-5], damping=[3e-4, 1e-3, 3e-3]

@@ -12,7 +12,7 @@ from benchmarks.paper import comparison, problems, vision
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.optimizers import product, with_factors
+from benchmarks.paper.optimizers import product, warm_factors, with_factors
 from benchmarks.paper.report import table
 from benchmarks.paper.vision import SHARES
 
@@ -92,7 +92,7 @@ def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
     share = getattr(SHARES[scale], kind)
     decaying = vision.decaying(build, steps, share)
     if name == "kfac":
-      optimizers[name] = Optimizer(decaying, grid, with_factors)
+      optimizers[name] = Optimizer(decaying, grid, with_factors, warm_factors)
     else:
       optimizers[name] = Optimizer(decaying, grid)
   return optimizers
@@ -115,10 +115,14 @@ def _cpu() -> dict[str, list[Setting]]:
     "adam": adams,
     "muon": adams,
     "shampoo": product(learning_rate=rates, weight_decay=[0.1]),
-    "kfac": product(learning_rate=rates[1:], damping=[3e-3, 3e-2], weight_decay=[0.1]),
+    "kfac": product(
+      learning_rate=[3e-3, 1e-2, 3e-2],
+      damping=[1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+      weight_decay=[0.1],
+    ),
     "mbf": product(
-      learning_rate=[1e-4, 3e-4, 1e-3],
-      damping=[3e-4, 1e-3, 3e-3],
+      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4],
+      damping=[3e-5, 1e-4, 3e-4, 1e-3],
       weight_decay=[0.3],
     ),
     "mbf_adam": adams,

@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
   """What one optimizer reached on one task.
 
   Attributes:
-    search: one run of every setting of its grid.
+    search: runs of every setting of its grid.
     runs: the best setting from several seeds that the search has not seen.
     seconds: of one step, trained alone.
   """
@@ -83,9 +83,12 @@ def session(options: Options, name: str, total: int) -> Iterator[Session]:
     opened.bar.close()
 
 
-def work(task: Task, optimizers: Mapping[str, Optimizer], seeds: int) -> int:
+def work(
+  task: Task, optimizers: Mapping[str, Optimizer], seeds: int, search_seeds: int = 1
+) -> int:
   """Steps of single runs that :func:`compare` takes."""
-  return task.steps * sum(len(o.settings) + seeds for o in optimizers.values())
+  runs = (len(o.settings) * search_seeds + seeds for o in optimizers.values())
+  return task.steps * sum(runs)
 
 
 def compare(
@@ -96,31 +99,36 @@ def compare(
   points: int = 10,
   metric: str = "train loss",
   largest: bool = False,
+  search_seeds: int = 1,
 ) -> dict[str, Outcome]:
   """Searches, trains and times every optimizer.
 
   Args:
     task: what to train.
     optimizers: by name.
-    seeds: runs with the best setting; they start at seed 1, the search uses seed 0.
+    seeds: runs with the best setting, from the seeds after those of the search.
     session: of the experiment.
     points: how many times metrics are taken in a run.
     metric: that the search goes by, at the end of the runs.
     largest: whether it is better the larger it is.
+    search_seeds: runs with every setting of the grid, from seed 0 on. A setting that
+      diverges from one of them is not chosen.
 
   Returns:
     Outcomes by name.
   """
   searches, runs = {}, {}
   for name, optimizer in optimizers.items():
-    searches[name] = session.train(f"{name} search", task, optimizer, points=points)
+    searches[name] = session.train(
+      f"{name} search", task, optimizer, seeds=range(search_seeds), points=points
+    )
     setting = optimizer.settings[searches[name].best(metric, largest)]
     runs[name] = session.train(
       f"{name} seeds",
       task,
       optimizer,
       settings=[setting],
-      seeds=range(1, 1 + seeds),
+      seeds=range(search_seeds, search_seeds + seeds),
       points=points,
     )
   chosen = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
@@ -232,7 +240,7 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     "grid edge": on_grid_edge(outcome),
     "seconds a step": outcome.seconds,
     "search": [
-      {**setting, **{m: v[i, 0, -1] for m, v in outcome.search.metrics.items()}}
+      {**setting, **{m: v[i, :, -1].mean() for m, v in outcome.search.metrics.items()}}
       for i, setting in enumerate(outcome.search.settings)
     ],
     "steps": outcome.runs.at,

@@ -2,10 +2,11 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import mbf_optax
@@ -38,6 +39,25 @@ def with_factors(
   return value, mutable, gradient, {"factors": factors}
 
 
+def warm_factors(
+  task: Task,
+  tx: optax.GradientTransformation,
+  state: optax.OptState,
+  variables: Variables,
+  batches: Iterable[Batch],
+) -> optax.OptState:
+  """KFAC's warm start, as an optimizer's ``prepare``: the mean factors of a pass."""
+  del tx
+
+  @jax.jit
+  def factors(variables: Variables, batch: Batch, key: jax.Array) -> Any:
+    return with_factors(task, variables, batch, key)[3]["factors"]
+
+  found = [factors(variables, b, jax.random.key(i)) for i, b in enumerate(batches)]
+  means = jax.tree.map(lambda *values: sum(values) / len(values), *found)
+  return optax.tree.set(state, factors=means, weight=jnp.ones(()))
+
+
 # The paper's periods on autoencoders (Ren & Goldfarb, 2021).
 _PAPER_MBF = functools.partial(
   mbf_optax.mbf, curvature_update_period=1, inverse_update_period=20
@@ -48,7 +68,9 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Setting]], Optimizer]] = {
   "sgd": lambda settings: Optimizer(_SGD, settings),
   "adam": lambda settings: Optimizer(optax.adam, settings),
   "shampoo": lambda settings: Optimizer(baselines.shampoo, settings),
-  "kfac": lambda settings: Optimizer(baselines.kfac, settings, with_factors),
+  "kfac": lambda settings: Optimizer(
+    baselines.kfac, settings, with_factors, warm_factors
+  ),
   "muon": lambda settings: Optimizer(optax.contrib.muon, settings),
   "mbf": lambda settings: Optimizer(mbf_optax.mbf, settings),
   "mbf (1, 20), warm": lambda settings: Optimizer(_PAPER_MBF, settings, prepare=warm),

@@ -17,6 +17,7 @@ from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.methods import Optimizer, warm
+from benchmarks.paper.optimizers import OPTIMIZERS, product
 from benchmarks.paper.training import Runs, Trainer, train
 
 QUICK = Options(scale="quick")
@@ -127,6 +128,16 @@ def test_warm_start_serves_every_setting(task):
   np.testing.assert_array_equal(carry.state[0].weight, np.ones((2, 2)))
   np.testing.assert_array_equal(cold.state[0].weight, np.zeros((2, 2)))
   assert carry.state[0].count.shape == ()
+
+
+def test_kfac_starts_from_the_mean_factors_of_a_pass(task):
+  optimizer = OPTIMIZERS["kfac"](product(learning_rate=[0.1]))
+  state = Trainer(task, optimizer, optimizer.settings, (3,)).start(1).carry.state[0]
+  np.testing.assert_array_equal(state.weight, [[1.0]])
+  rows = task.train[steps.batch_rows(task, 3, 0, 40).ravel()]
+  inputs = np.hstack([rows.reshape(len(rows), -1), np.ones((len(rows), 1))])
+  found = state.factors["Dense_0"].inputs[0, 0]
+  np.testing.assert_allclose(found, inputs.T @ inputs / len(rows), atol=1e-5)
 
 
 def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
