@@ -7,6 +7,7 @@ Wide matrices are kept with rows and columns to spare, a multiple of eight, so t
 their rows divide evenly over a mesh of devices although a bias makes them odd.
 """
 
+import itertools
 import math
 
 import jax
@@ -18,6 +19,9 @@ from mbf_optax.full import BlockState, MatrixBlocks, identity_state
 from mbf_optax.layers import Reading
 
 WIDE = 256
+_STRIPS = 4  # at most, of a symmetric product; every one is compiled apart
+_LEAST_ROWS = 576  # of a strip
+_TALL = 8  # rows a column beyond which moving the product costs more
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -61,23 +65,26 @@ def mean_product(columns: jax.Array) -> jax.Array:
 
 
 def symmetric_product(columns: jax.Array) -> jax.Array:
-  """``A A^T`` for ``(..., n, m)``, computing only one of each pair of mirror images.
+  """``A A^T`` for ``(..., n, m)``, computing little more than its lower triangle.
 
-  Halving down to 576 rows spares a third of the operations; below that a single
-  product is as fast.
+  Strips of rows are computed up to the diagonal and mirrored beyond it, which spares up
+  to three operations of eight, but moves the product once more: with few columns, or
+  rows, a whole product is as fast.
   """
-  n = columns.shape[-2]
-  if n <= 576:
+  n, m = columns.shape[-2:]
+  count = min(_STRIPS, -(-n // _LEAST_ROWS))
+  if count == 1 or n > _TALL * m:
     return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
-  upper, lower = columns[..., : n // 2, :], columns[..., n // 2 :, :]
-  mixed = jnp.matmul(upper, lower.mT, precision=_HIGHEST)
-  return jnp.concatenate(
-    [
-      jnp.concatenate([symmetric_product(upper), mixed], axis=-1),
-      jnp.concatenate([mixed.mT, symmetric_product(lower)], axis=-1),
-    ],
-    axis=-2,
-  )
+  edges = list(itertools.pairwise(n * index // count for index in range(count + 1)))
+  strips = [
+    jnp.matmul(columns[..., start:end, :], columns[..., :end, :].mT, precision=_HIGHEST)
+    for start, end in edges
+  ]
+  rows = []
+  for index, (start, end) in enumerate(edges):
+    mirrored = [below[..., start:end].mT for below in strips[index + 1 :]]
+    rows.append(jnp.concatenate([strips[index], *mirrored], axis=-1))
+  return jnp.concatenate(rows, axis=-2)
 
 
 def _stack_leading(reading: Reading, vectors: jax.Array) -> jax.Array:

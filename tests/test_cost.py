@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import mbf_optax
-from mbf_optax import inverse
+from mbf_optax import inverse, shared
 from mbf_optax.full import BlockState
 
 PARAMS = {
@@ -53,6 +53,12 @@ def test_a_large_inverse_leaves_out_a_quadrant():
     width = inverse.panel_width(n)
     product, columns = 2 * n**2 * width, 4 * n * width**2
     assert inverse_flops(n) < share * product + columns, n
+
+
+def test_a_large_symmetric_product_computes_little_more_than_half():
+  columns = jnp.ones((2500, 320))
+  compiled = jax.jit(shared.symmetric_product).lower(columns).compile()
+  assert compiled.cost_analysis()["flops"] < 0.64 * 2 * 2500**2 * 320
 
 
 def test_statistics_and_inverses_are_updated_in_place(compiled):

@@ -9,13 +9,15 @@ import mbf_optax
 from mbf_optax.shared import symmetric_product
 
 
-@pytest.mark.parametrize("shape", [(7, 3), (512, 2), (513, 4), (2, 1100, 3), (2000, 5)])
+@pytest.mark.parametrize(
+  "shape", [(7, 3), (576, 90), (577, 80), (2, 1200, 150), (2500, 320)]
+)
 def test_symmetric_product(shape):
   columns = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   product = np.asarray(symmetric_product(jnp.asarray(columns)))
   np.testing.assert_array_equal(product, np.swapaxes(product, -1, -2))
   expected = columns @ np.swapaxes(columns, -1, -2)
-  np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("relative", [False, True])
