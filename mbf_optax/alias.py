@@ -27,6 +27,7 @@ def mbf(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  staggered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""The Mini-Block Fisher method, as the paper gives it.
 
@@ -49,6 +50,7 @@ def mbf(
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf`.
     inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
+    staggered: whether layers take turns to refresh, see :func:`scale_by_mbf`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -83,6 +85,7 @@ def mbf(
       partition=partition,
       inverse=inverse,
       inverse_dtype=inverse_dtype,
+      staggered=staggered,
     ),
     _decoupled_weight_decay(weight_decay, weight_decay_mask),
     optax.scale_by_learning_rate(learning_rate),
@@ -103,6 +106,7 @@ def mbf_adam(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  staggered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """MBF's direction at Adam's length: the drop-in for ``optax.adam`` and ``adamw``.
 
@@ -126,6 +130,7 @@ def mbf_adam(
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf`.
     inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
+    staggered: whether layers take turns to refresh, see :func:`scale_by_mbf`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -164,6 +169,7 @@ def mbf_adam(
     partition=partition,
     inverse=inverse,
     inverse_dtype=inverse_dtype,
+    staggered=staggered,
   )
   return optax.chain(
     graft(direction, optax.scale_by_adam(b1=b1, b2=b2, eps=eps), partition),

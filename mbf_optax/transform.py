@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import checks, low_rank, placement, refresh, tree
+from mbf_optax import checks, low_rank, placement, refresh, stagger, tree
 from mbf_optax.curvature import Curvature, Layers
 from mbf_optax.layers import Partition, Reading, as_float
 from mbf_optax.presets import flax_partition
@@ -61,6 +61,7 @@ def scale_by_mbf(
   partition: Partition | None = None,
   inverse: refresh.Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  staggered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
 
@@ -95,6 +96,9 @@ def scale_by_mbf(
       on a CPU.
     inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
       wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
+    staggered: whether layers whose blocks differ in size take turns to refresh their
+      inverses, each every :math:`T_2` updates and all at the first: no step has to wait
+      for all of them. Compiles a little longer.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
@@ -124,7 +128,12 @@ def scale_by_mbf(
   partition = flax_partition() if partition is None else partition
   curvature = Curvature(damping, relative_damping, inverse, inverse_dtype)
   algorithm = _Algorithm(
-    curvature, momentum, curvature_ema, curvature_update_period, inverse_update_period
+    curvature,
+    momentum,
+    curvature_ema,
+    curvature_update_period,
+    inverse_update_period,
+    staggered,
   )
 
   def init(params: optax.Params) -> MbfState:
@@ -217,6 +226,7 @@ class _Algorithm:
   curvature_ema: jax.typing.ArrayLike
   curvature_update_period: jax.typing.ArrayLike
   inverse_update_period: jax.typing.ArrayLike
+  staggered: bool
 
   def __post_init__(self) -> None:
     checks.decay("momentum", self.momentum)
@@ -243,22 +253,22 @@ class _Algorithm:
     elementwise_weight = _average(ema, state.elementwise_weight)
     layers |= curvature.accumulate(readings.elementwise, layers, source, ema)
 
-    def accumulate(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
+    def accumulate(averages: tuple[jax.Array, Layers]) -> tuple[jax.Array, Layers]:
+      weight, layers = averages
       weight = _average(ema, weight)
       layers = curvature.accumulate(readings.blocks, layers, source, ema)
       return weight, curvature.refresh(readings.low_rank, layers, weight, count)
 
-    def refresh_matrices(weight: jax.Array, layers: Layers) -> tuple[jax.Array, Layers]:
-      return weight, curvature.refresh(readings.matrices, layers, weight, count)
-
     blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
-    weight, blocks = _every(
-      self.curvature_update_period, count, accumulate, state.weight, blocks
-    )
-    weight, blocks = _every(
-      self.inverse_update_period, count, refresh_matrices, weight, blocks
+    weight, blocks = _when(
+      _is_due(count, self.curvature_update_period), accumulate, (state.weight, blocks)
     )
     layers |= blocks
+    for is_due, group in self._refreshes(readings.matrices, count):
+      refreshed = functools.partial(
+        curvature.refresh, group, weight=weight, count=count
+      )
+      layers |= _when(is_due, refreshed, {r.path: layers[r.path] for r in group})
 
     directions = curvature.precondition(
       readings.all, layers, tree.flatten(velocity), elementwise_weight, count
@@ -273,13 +283,26 @@ class _Algorithm:
       curvature=layers,
     )
 
+  def _refreshes(
+    self, readings: list[Reading], count: jax.Array
+  ) -> list[tuple[jax.Array, list[Reading]]]:
+    """Layers that are refreshed together, and whether it is their turn."""
+    if not self.staggered:
+      return [(_is_due(count, self.inverse_update_period), readings)]
+    groups = stagger.groups(readings)
+    statistics = placement.scalar(self.curvature_update_period, count.dtype)
+    period = placement.scalar(self.inverse_update_period, count.dtype)
+    phases = stagger.phases(len(groups), statistics, period)
+    turns = [(count == 0) | (count % period == phase) for phase in phases]
+    return list(zip(turns, groups, strict=True))
 
-def _every(
-  period: jax.typing.ArrayLike, count: jax.Array, branch: Callable, *operands: Any
-) -> Any:
-  """``branch(*operands)`` at every ``period``-th count, else the operands."""
-  due = count % placement.scalar(period, count.dtype) == 0
-  return jax.lax.cond(due, branch, lambda *unchanged: unchanged, *operands)
+
+def _is_due(count: jax.Array, period: jax.typing.ArrayLike) -> jax.Array:
+  return count % placement.scalar(period, count.dtype) == 0
+
+
+def _when(is_due: jax.Array, branch: Callable[[Any], Any], state: Any) -> Any:
+  return jax.lax.cond(is_due, branch, lambda unchanged: unchanged, state)
 
 
 def _average(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:

@@ -2,7 +2,8 @@
 
 An optimizer with periods T1 and T2 has up to three kinds of step: one that refreshes
 inverses, one that only updates statistics, and a plain one. Each kind is timed by
-setting the step counter, and the mean over a whole period is their weighted sum.
+setting the step counter, and the mean over a whole period is their weighted sum. Where
+layers take turns to refresh, every step of a period is a kind of its own.
 """
 
 import time
@@ -53,9 +54,8 @@ class _Run:
     mutable = problem.model.init(jax.random.key(0), problem.inputs)
     params = mutable.pop("params")
     state = timed.tx.init(params)
-    self.weights = _weights(timed)
-    self.counts = {"refresh": 0, "statistics": timed.statistics, "plain": 1}
-    self.seconds: dict[str, list[float]] = {kind: [] for kind in self.weights}
+    self.shares = _shares(timed)
+    self.seconds: dict[int, list[float]] = {count: [] for count in self.shares}
     self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     update = jax.jit(timed.tx.update, donate_argnums=(0, 1))
@@ -70,18 +70,18 @@ class _Run:
     self.carry = self.step(params, mutable, state)
 
   def time_each_kind(self) -> None:
-    for kind, seconds in self.seconds.items():
+    for count, seconds in self.seconds.items():
       params, mutable, state = self.carry
-      state = _at_count(state, self.counts[kind])
+      state = _at_count(state, count)
       jax.block_until_ready(state)
       start = time.perf_counter()
       self.carry = jax.block_until_ready(self.step(params, mutable, state))
       seconds.append(time.perf_counter() - start)
 
   def cost(self) -> Cost:
-    medians = {kind: float(np.median(s)) for kind, s in self.seconds.items()}
+    medians = {count: float(np.median(s)) for count, s in self.seconds.items()}
     return Cost(
-      mean=sum(self.weights[kind] * medians[kind] for kind in medians),
+      mean=sum(self.shares[count] * medians[count] for count in medians),
       worst=max(medians.values()),
       compile_update=self.compile_update,
       state_bytes=self.state_bytes,
@@ -89,14 +89,16 @@ class _Run:
     )
 
 
-def _weights(timed: Timed) -> dict[str, float]:
-  """Share of each kind of step in a period, for kinds that occur."""
-  shares = {
-    "refresh": 1 / timed.inverse,
-    "statistics": 1 / timed.statistics - 1 / timed.inverse,
-    "plain": 1 - 1 / timed.statistics,
-  }
-  return {kind: share for kind, share in shares.items() if share > 0}
+def _shares(timed: Timed) -> dict[int, float]:
+  """A count of updates for each kind of step that occurs, and its share of a period."""
+  statistics, inverse = timed.statistics, timed.inverse
+  if timed.staggered:
+    return dict.fromkeys(range(inverse, 2 * inverse), 1 / inverse)
+  refresh = 0, 1 / inverse
+  only_statistics = statistics, 1 / statistics - 1 / inverse
+  plain = 1, 1 - 1 / statistics
+  kinds = (refresh, only_statistics, plain)
+  return {count: share for count, share in kinds if share > 0}
 
 
 def _at_count(state: Any, count: int) -> Any:

@@ -17,11 +17,13 @@ class Timed(NamedTuple):
     tx: the transformation.
     statistics: updates between statistics, 1 for optimizers without them.
     inverse: updates between inverses.
+    staggered: whether layers take turns to refresh them.
   """
 
   tx: optax.GradientTransformation
   statistics: int = 1
   inverse: int = 1
+  staggered: bool = False
 
 
 def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> Timed:
@@ -35,11 +37,14 @@ def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> 
   return Timed(tx, statistics, inverse)
 
 
-def _mbf_adam(statistics: int, inverse: int) -> Timed:
+def _mbf_adam(statistics: int, inverse: int, staggered: bool = False) -> Timed:
   tx = mbf_optax.mbf_adam(
-    _RATE, curvature_update_period=statistics, inverse_update_period=inverse
+    _RATE,
+    curvature_update_period=statistics,
+    inverse_update_period=inverse,
+    staggered=staggered,
   )
-  return Timed(tx, statistics, inverse)
+  return Timed(tx, statistics, inverse, staggered)
 
 
 def low_rank(rank: int) -> Timed:
@@ -60,5 +65,6 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
   "mbf_adam": lambda: _mbf_adam(5, 20),
+  "mbf_adam staggered": lambda: _mbf_adam(5, 20, staggered=True),
   "mbf_adam(10,100)": lambda: _mbf_adam(10, 100),
 }

@@ -13,11 +13,11 @@ def table(title: str, costs: dict[str, Cost]) -> str:
   adam = costs["adam"]
   lines = [
     f"\n{title}: adam {1e3 * adam.mean:.1f} ms a step",
-    "optimizer     step/adam  worst/adam  compile/adam  state MB  temporary MB",
+    "optimizer           step/adam  worst/adam  compile/adam  state MB  temporary MB",
   ]
   for name, cost in costs.items():
     lines.append(
-      f"{name:12s}  {cost.mean / adam.mean:9.2f}  {cost.worst / adam.mean:10.2f}"
+      f"{name:18s}  {cost.mean / adam.mean:9.2f}  {cost.worst / adam.mean:10.2f}"
       f"  {cost.compile_update / adam.compile_update:12.1f}"
       f"  {cost.state_bytes / 1e6:8.1f}  {cost.temporary_bytes / 1e6:12.1f}"
     )
