@@ -33,10 +33,10 @@ _PAPERS_NAMES = {"mbf (1, 20), warm": "mbf"}
 # settings that diverge from every other seed.
 _SEEDS: dict[Scale, tuple[int, int]] = {"quick": (1, 2), "cpu": (2, 5), "paper": (1, 5)}
 
-_CPU_MBF = {
-  "mnist": {"learning_rate": [1e-4, 3e-4, 1e-3], "damping": [1e-3, 3e-3, 1e-2]},
-  "faces": {"learning_rate": [3e-5, 1e-4, 3e-4], "damping": [1e-3, 3e-3, 1e-2]},
-  "curves": {"learning_rate": [3e-5, 1e-4, 3e-4], "damping": [1e-4, 3e-4, 1e-3]},
+_CPU_DAMPINGS = {
+  "mnist": [3e-4, 1e-3, 3e-3],
+  "faces": [3e-4, 1e-3, 3e-3],
+  "curves": [3e-5, 1e-4, 3e-4],
 }
 
 Grids = dict[str, Sequence[Setting]]
@@ -126,9 +126,9 @@ def _cpu(name: str) -> Grids:
     "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1], damping=[1e-1, 3e-1, 1, 3]),
     "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
     "mbf (1, 20), warm": product(
-      learning_rate=[3e-6, 1e-5, 3e-5], damping=[3e-4, 1e-3, 3e-3]
+      learning_rate=[3e-6, 1e-5, 3e-5, 1e-4], damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
     ),
-    "mbf": product(**_CPU_MBF[name]),
+    "mbf": product(learning_rate=[3e-5, 1e-4, 3e-4], damping=_CPU_DAMPINGS[name]),
     "mbf_adam": rates,
   }
 
