@@ -12,7 +12,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
@@ -67,32 +67,36 @@ PROBLEMS: dict[str, Callable[[Options], Task]] = {
   "resnet": resnet,
 }
 RATES = (1e-3, 2e-3, 3e-3, 5e-3)
+VARIANTS: dict[str, dict[str, Any]] = {
+  "mbf_adam": {},
+  "mbf_adam, bfloat16 inverses": {"inverse_dtype": "bfloat16"},
+  "mbf_adam, staggered": {"staggered": True},
+}
 DAMPED = ((1e-4, 3e-4), (1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2))
 
 
 def race(task: Task) -> dict[str, Finish]:
   """Adam's grid, ``mbf_adam`` at Adam's best rate, and the grid of ``mbf``.
 
-  ``mbf_adam`` runs once more with its inverses kept in half precision.
+  ``mbf_adam`` runs in every variant.
   """
   adam = Optimizer(optax.adam, [{"learning_rate": rate} for rate in RATES])
   grid = [{"learning_rate": rate, "damping": damping} for rate, damping in DAMPED]
-  total = STEPS * (len(RATES) + 2 + len(DAMPED))
+  total = STEPS * (len(RATES) + len(VARIANTS) + len(DAMPED))
   with tqdm(total=total, unit="step", desc=task.name) as bar:
     run = functools.partial(train, task, points=STEPS // EVERY, bar=bar)
     reference = run(adam)
     best = reference.best()
     goal = float(reference.final("train loss")[best, 0])
-    drop_in = Optimizer(mbf_optax.mbf_adam, [adam.settings[best]])
-    rounded = functools.partial(mbf_optax.mbf_adam, inverse_dtype="bfloat16")
-    half = Optimizer(rounded, drop_in.settings)
-    paper = Optimizer(mbf_optax.mbf, grid)
-    contenders = {
-      "adam": (adam, reference.only(best)),
-      "mbf_adam": (drop_in, run(drop_in)),
-      "mbf_adam, bfloat16 inverses": (half, run(half)),
-      "mbf": (paper, run(paper)),
+    optimizers = {
+      name: Optimizer(
+        functools.partial(mbf_optax.mbf_adam, **options), [adam.settings[best]]
+      )
+      for name, options in VARIANTS.items()
     }
+    optimizers["mbf"] = Optimizer(mbf_optax.mbf, grid)
+    contenders = {"adam": (adam, reference.only(best))}
+    contenders |= {name: (other, run(other)) for name, other in optimizers.items()}
   chosen, counts, losses = {}, {}, {}
   for name, (optimizer, runs) in contenders.items():
     curves = runs.metrics["train loss"][:, 0]
