@@ -58,15 +58,15 @@ PARTITION = mbf_optax.flax_partition(
   rank=3, overrides=[("low_rank", "low_rank"), ("large", "full")]
 )
 OPTIMIZERS = {
-  "mbf": functools.partial(mbf_optax.mbf, 1e-3, damping=0.1),
-  "mbf_adam": functools.partial(mbf_optax.mbf_adam, 1e-2),
+  "mbf": functools.partial(mbf_optax.mbf, 1e-3, damping=0.1, curvature_update_period=2),
+  "mbf_adam": functools.partial(
+    mbf_optax.mbf_adam, 1e-2, curvature_update_period=1, staggered=True
+  ),
 }
 
 
 def optimizer(name):
-  return OPTIMIZERS[name](
-    curvature_update_period=2, inverse_update_period=3, partition=PARTITION
-  )
+  return OPTIMIZERS[name](inverse_update_period=3, partition=PARTITION)
 
 
 def arrays(seed):
