@@ -12,16 +12,20 @@ from benchmarks.baselines.grafted import (
   shampoo_adam,
   soap_adam,
 )
-from benchmarks.baselines.kfac import capture, kfac, scale_by_kfac
-from benchmarks.baselines.shampoo import scale_by_shampoo, shampoo
+from benchmarks.baselines.kfac import Factors, capture, kfac, scale_by_kfac
+from benchmarks.baselines.muon import muon
+from benchmarks.baselines.shampoo import moments, scale_by_shampoo, shampoo
 from benchmarks.baselines.soap import scale_by_soap, soap
 
 __all__ = [
+  "Factors",
   "bdf",
   "capture",
   "kfac",
   "kfac_adam",
+  "moments",
   "momentum_adam",
+  "muon",
   "on_adam",
   "scale_by_bdf",
   "scale_by_kfac",

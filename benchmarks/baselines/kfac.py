@@ -13,7 +13,7 @@ own KFAC draws labels from the model: take ``factors`` from a second :func:`capt
 the loss at sampled labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -92,7 +92,8 @@ def scale_by_kfac(
 
   Returns:
     The transformation; its update needs the argument ``factors``, the
-    ``Captured.factors`` of :func:`capture`.
+    ``Captured.factors`` of :func:`capture`, or a function of no arguments that computes
+    them, which is then part of the updates that take them and of no other.
 
   References:
     Bahamou, Goldfarb and Ren, 2023, appendix 11.1.4; Martens and Grosse, 2015,
@@ -116,11 +117,12 @@ def scale_by_kfac(
     state: KfacState,
     params: optax.Params | None = None,
     *,
-    factors: dict[str, Factors],
+    factors: dict[str, Factors] | Callable[[], dict[str, Factors]],
     **extra_args: Any,
   ) -> tuple[optax.Updates, KfacState]:
     del params, extra_args
-    missing = state.factors.keys() - factors.keys()
+    given = factors if callable(factors) else lambda: factors
+    missing = state.factors.keys() - jax.eval_shape(given).keys()
     if missing:
       raise ValueError(
         f"No factors for the layers {sorted(missing)}; name the layers that have them"
@@ -130,7 +132,8 @@ def scale_by_kfac(
 
     def accumulate(averages: tuple) -> tuple:
       weight, old = averages
-      new = {path: factors[path] for path in old}
+      found = given()
+      new = {path: found[path] for path in old}
       weight = common.average(factor_ema, weight, jnp.ones_like(weight))
       return weight, jax.tree.map(partial(common.average, factor_ema), old, new)
 

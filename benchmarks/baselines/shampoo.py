@@ -4,6 +4,7 @@ Gupta et al.'s method with the improvements of Anil et al.: moving averages of t
 statistics and inverse roots by the coupled Newton iteration.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -56,8 +57,9 @@ def scale_by_shampoo(
       \quad\text{every } T_2 \text{ updates} \\
     d &= m \times_1 R_1 \times_2 \cdots \times_k R_k
 
-  where :math:`c` corrects the averages for their start at zero (the paper starts them
-  by a pass over the data instead). A convolution's kernel has four axes, a bias one; a
+  where :math:`c` corrects the averages for their start at zero. (The paper starts them
+  by a pass over the data instead: put the mean of :func:`moments` into the state, and a
+  weight of one.) A convolution's kernel has four axes, a bias one; a
   lone number is left to momentum.
 
   Args:
@@ -97,20 +99,13 @@ def scale_by_shampoo(
     updates: optax.Updates, state: ShampooState, params: optax.Params | None = None
   ) -> tuple[optax.Updates, ShampooState]:
     del params
-    gradients = tree.flatten(jax.tree.map(as_float, updates))
     velocity = common.heavy_ball(momentum, state.momentum, updates)
 
     def accumulate(averages: tuple) -> tuple:
       weight, statistics = averages
-      return common.average(statistics_ema, weight, jnp.ones_like(weight)), {
-        path: [
-          common.average(
-            statistics_ema, old, common.outer(common.unfold(gradient, axis))
-          )
-          for axis, old in enumerate(statistics[path])
-        ]
-        for path, gradient in gradients.items()
-      }
+      average = functools.partial(common.average, statistics_ema)
+      weight = average(weight, jnp.ones_like(weight))
+      return weight, jax.tree.map(average, statistics, moments(updates))
 
     weight, statistics = common.every(
       statistics_update_period,
@@ -134,6 +129,15 @@ def scale_by_shampoo(
     )
 
   return optax.GradientTransformation(init, update)
+
+
+def moments(gradients: optax.Updates) -> dict[str, list[jax.Array]]:
+  """Second moments of one gradient along every axis, by parameter path."""
+  leaves = tree.flatten(jax.tree.map(as_float, gradients))
+  return {
+    path: [common.outer(common.unfold(leaf, axis)) for axis in range(leaf.ndim)]
+    for path, leaf in leaves.items()
+  }
 
 
 def shampoo(

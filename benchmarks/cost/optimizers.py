@@ -6,6 +6,7 @@ from typing import NamedTuple
 import optax
 
 import mbf_optax
+from benchmarks import baselines
 
 _RATE = 1e-5  # small: a timing run must stay finite, not learn
 
@@ -57,7 +58,7 @@ Factory = Callable[[], Timed]
 OPTIMIZERS: dict[str, Factory] = {
   "adam": lambda: Timed(optax.adam(_RATE)),
   "sgd": lambda: Timed(optax.sgd(_RATE)),
-  "muon": lambda: Timed(optax.contrib.muon(_RATE)),
+  "muon": lambda: Timed(baselines.muon(_RATE)),
   "mbf(1,1)": lambda: _mbf(1, 1),
   "mbf": lambda: _mbf(1, 2),
   "mbf(1,5)": lambda: _mbf(1, 5),

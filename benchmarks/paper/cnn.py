@@ -11,8 +11,13 @@ from benchmarks.baselines import common
 from benchmarks.paper import comparison, problems, vision
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
-from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.optimizers import product, warm_factors, with_factors
+from benchmarks.paper.methods import Optimizer, Setting, empirical, warm
+from benchmarks.paper.optimizers import (
+  product,
+  warm_factors,
+  warm_moments,
+  with_factors,
+)
 from benchmarks.paper.report import table
 from benchmarks.paper.vision import SHARES
 
@@ -28,7 +33,7 @@ PAPER = {
   "vgg16": {"mbf": 74.80, "kfac": 74.38, "shampoo": 73.37, "adam": 72.95, "sgd": 73.99},
   "vgg11": {"mbf": 96.59, "kfac": 96.37, "shampoo": 96.15, "adam": 96.34, "sgd": 96.63},
 }
-PERIODS = {"inverse_update_period": 100}  # of KFAC and Shampoo, as in the paper
+PERIODS = {"inverse_update_period": 100}  # as in the paper
 
 
 def _sgd(
@@ -40,20 +45,24 @@ def _sgd(
 _BUILDS: dict[str, tuple[Callable, str]] = {
   "sgd": (_sgd, "first_order"),
   "adam": (optax.adamw, "first_order"),
-  "muon": (optax.contrib.muon, "first_order"),
+  "muon": (baselines.muon, "first_order"),
   "shampoo": (
     functools.partial(baselines.shampoo, statistics_update_period=10, **PERIODS),
     "kronecker",
   ),
   "kfac": (
-    functools.partial(
-      baselines.kfac, split="trace", factor_update_period=10, **PERIODS
-    ),
+    functools.partial(baselines.kfac, split="none", factor_update_period=10, **PERIODS),
     "kronecker",
+  ),
+  "mbf (10, 100), warm": (
+    functools.partial(mbf_optax.mbf, curvature_update_period=10, **PERIODS),
+    "mini_block",
   ),
   "mbf": (mbf_optax.mbf, "mini_block"),
   "mbf_adam": (mbf_optax.mbf_adam, "first_order"),
 }
+
+_WARM = {"shampoo": warm_moments, "kfac": warm_factors, "mbf (10, 100), warm": warm}
 
 
 def run(options: Options) -> Report:
@@ -91,10 +100,8 @@ def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
     build, kind = _BUILDS[name]
     share = getattr(SHARES[scale], kind)
     decaying = vision.decaying(build, steps, share)
-    if name == "kfac":
-      optimizers[name] = Optimizer(decaying, grid, with_factors, warm_factors)
-    else:
-      optimizers[name] = Optimizer(decaying, grid)
+    gradient = with_factors if name == "kfac" else empirical
+    optimizers[name] = Optimizer(decaying, grid, gradient, _WARM.get(name))
   return optimizers
 
 
@@ -104,21 +111,30 @@ def _quick() -> dict[str, list[Setting]]:
 
 
 def _cpu() -> dict[str, list[Setting]]:
-  """Rates, and dampings of what divides by a matrix that it damps absolutely.
+  """Rates, decays, and dampings of what divides by a matrix that it damps absolutely.
 
-  In so few steps the decay of the weights hardly matters.
+  The decay of the weights is multiplied by the rate, so methods of small rates have a
+  larger one.
   """
-  adams = product(learning_rate=[3e-3, 1e-2, 3e-2, 0.1], weight_decay=[0.1])
-  rates = [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+  adams = product(learning_rate=[3e-3, 1e-2, 3e-2, 0.1], weight_decay=[0.01, 0.1])
   return {
-    "sgd": product(learning_rate=[0.03, 0.1, 0.3], weight_decay=[0.01]),
+    "sgd": product(learning_rate=[0.03, 0.1, 0.3], weight_decay=[1e-3, 1e-2]),
     "adam": adams,
     "muon": adams,
-    "shampoo": product(learning_rate=rates, weight_decay=[0.1]),
-    "kfac": product(
-      learning_rate=[3e-3, 1e-2, 3e-2],
-      damping=[1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+    "shampoo": product(
+      learning_rate=[1e-3, 3e-3, 1e-2, 3e-2],
+      damping=[1e-4, 1e-3, 1e-2],
       weight_decay=[0.1],
+    ),
+    "kfac": product(
+      learning_rate=[1e-3, 3e-3, 1e-2, 3e-2],
+      damping=[1e-2, 3e-2, 0.1],
+      weight_decay=[0.1],
+    ),
+    "mbf (10, 100), warm": product(
+      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4],
+      damping=[3e-4, 1e-3, 3e-3],
+      weight_decay=[0.3],
     ),
     "mbf": product(
       learning_rate=[1e-5, 3e-5, 1e-4, 3e-4],
@@ -140,6 +156,9 @@ def _paper() -> dict[str, list[Setting]]:
     "muon": product(learning_rate=tenths, weight_decay=decays),
     "shampoo": product(learning_rate=tenths, weight_decay=decays),
     "kfac": product(learning_rate=[3e-6, 1e-5, *tenths[:-1]], weight_decay=decays),
+    "mbf (10, 100), warm": product(
+      learning_rate=[1e-6, 3e-6, 1e-5, *tenths[:-3]], weight_decay=decays
+    ),
     "mbf": product(learning_rate=[1e-6, 3e-6, 1e-5, *tenths[:-3]], weight_decay=decays),
     "mbf_adam": adams,
   }

@@ -56,7 +56,11 @@ def _grid(scale: Scale) -> list[Setting]:
   if scale == "quick":
     return product(learning_rate=[1e-3], weight_decay=[0.3])
   if scale == "cpu":
-    return product(learning_rate=[1e-4, 3e-4, 1e-3, 3e-3], weight_decay=[0.3])
+    return product(
+      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4],
+      damping=[3e-5, 1e-4, 3e-4, 1e-3],
+      weight_decay=[0.3],
+    )
   return product(
     learning_rate=[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
     weight_decay=[1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],

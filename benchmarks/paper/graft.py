@@ -118,7 +118,7 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
       functools.partial(baselines.kfac_adam, split="trace"), with_factors
     ),
     "soap": optimizer(baselines.soap),
-    "muon": optimizer(optax.contrib.muon),
+    "muon": optimizer(baselines.muon),
   }
 
 

@@ -18,6 +18,7 @@ _NARROW: dict[Scale, tuple[int, ...]] = {
   "cpu": (48, 24, 12, 24, 48),
   "paper": (100, 50, 30, 50, 100),
 }
+_SEARCH: dict[Scale, int] = {"quick": 1, "cpu": 2, "paper": 1}  # seeds of the search
 _WIDE = ("shared", "low_rank")
 _ALL = ("full", *_WIDE)
 
@@ -34,10 +35,13 @@ def run(options: Options) -> Report:
     "wide": _optimizers(options.scale, _WIDE),
   }
   seeds = problems.SEEDS[options.scale]
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  search = _SEARCH[options.scale]
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "low_rank", total) as session:
     outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session)
+      name: comparison.compare(
+        task, optimizers[name], seeds, session, search_seeds=search
+      )
       for name, task in tasks.items()
     }
   parts = []
@@ -55,7 +59,7 @@ def _optimizers(scale: Scale, estimators: tuple[str, ...]) -> dict[str, Optimize
   optimizers = {"adam": Optimizer(optax.adam, rates)}
   for dense in estimators:
     partition = mbf_optax.flax_partition(dense=dense)
-    mbf = functools.partial(mbf_optax.mbf, inverse_update_period=5, partition=partition)
+    mbf = functools.partial(mbf_optax.mbf, partition=partition)
     optimizers[f"mbf {dense}"] = Optimizer(mbf, damped)
     mbf_adam = functools.partial(mbf_optax.mbf_adam, partition=partition)
     optimizers[f"mbf_adam {dense}"] = Optimizer(mbf_adam, rates)
@@ -70,8 +74,8 @@ def _grids(scale: Scale) -> tuple[list[Setting], list[Setting]]:
     )
   if scale == "cpu":
     return (
-      product(learning_rate=[3e-4, 1e-3, 3e-3], damping=[1e-2, 3e-2]),
-      product(learning_rate=[3e-3, 1e-2]),
+      product(learning_rate=[3e-5, 1e-4, 3e-4, 1e-3], damping=[1e-3, 3e-3, 1e-2]),
+      product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
     )
   return (
     product(

@@ -6,6 +6,7 @@ from benchmarks.paper.methods import Setting
 from benchmarks.paper.optimizers import OPTIMIZERS, product
 
 _METHODS = ("mbf", "mbf_true")
+_SEARCH: dict[Scale, int] = {"quick": 1, "cpu": 2, "paper": 1}  # seeds of the search
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("curves",),
   "cpu": ("mnist", "faces", "curves", "convnet"),
@@ -26,10 +27,13 @@ def run(options: Options) -> Report:
     for name in tasks
   }
   seeds = problems.SEEDS[options.scale]
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  search = _SEARCH[options.scale]
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "mbf_true", total) as session:
     outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session)
+      name: comparison.compare(
+        task, optimizers[name], seeds, session, search_seeds=search
+      )
       for name, task in tasks.items()
     }
   parts = []
@@ -51,8 +55,8 @@ def _grid(scale: Scale, name: str) -> list[Setting]:
   if scale == "cpu":
     smaller = 0.1 if name == "faces" else 1
     return product(
-      learning_rate=[smaller * rate for rate in (3e-4, 1e-3, 3e-3)],
-      damping=[3e-3, 1e-2, 3e-2],
+      learning_rate=[smaller * rate for rate in (3e-5, 1e-4, 3e-4, 1e-3)],
+      damping=[3e-4, 3e-3, 3e-2],
     )
   return product(
     learning_rate=[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3],

@@ -31,11 +31,14 @@ def product(**values: Sequence[float]) -> list[Setting]:
 def with_factors(
   task: Task, variables: Variables, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:
-  """``empirical``, and KFAC's factors at targets sampled from the network."""
+  """``empirical``, and how to get KFAC's factors, at targets of the network's."""
   loss_key, sample_key = jax.random.split(key)
   value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
   loss = sampled_loss(task, variables, batch, sample_key)
-  factors = baselines.capture(loss, variables["params"]).factors
+
+  def factors() -> dict[str, baselines.Factors]:
+    return baselines.capture(loss, variables["params"]).factors
+
   return value, mutable, gradient, {"factors": factors}
 
 
@@ -51,11 +54,32 @@ def warm_factors(
 
   @jax.jit
   def factors(variables: Variables, batch: Batch, key: jax.Array) -> Any:
-    return with_factors(task, variables, batch, key)[3]["factors"]
+    return with_factors(task, variables, batch, key)[3]["factors"]()
 
   found = [factors(variables, b, jax.random.key(i)) for i, b in enumerate(batches)]
-  means = jax.tree.map(lambda *values: sum(values) / len(values), *found)
-  return optax.tree.set(state, factors=means, weight=jnp.ones(()))
+  return optax.tree.set(state, factors=_mean(found), weight=jnp.ones(()))
+
+
+def warm_moments(
+  task: Task,
+  tx: optax.GradientTransformation,
+  state: optax.OptState,
+  variables: Variables,
+  batches: Iterable[Batch],
+) -> optax.OptState:
+  """Shampoo's warm start, as an optimizer's ``prepare``: the mean moments of a pass."""
+  del tx
+
+  @jax.jit
+  def moments(variables: Variables, batch: Batch) -> Any:
+    return baselines.moments(empirical(task, variables, batch, jax.random.key(0))[2])
+
+  found = [moments(variables, batch) for batch in batches]
+  return optax.tree.set(state, statistics=_mean(found), weight=jnp.ones(()))
+
+
+def _mean(trees: Sequence[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
 # The paper's periods on autoencoders (Ren & Goldfarb, 2021).
@@ -67,7 +91,9 @@ _SGD = functools.partial(optax.sgd, momentum=0.9)
 OPTIMIZERS: dict[str, Callable[[Sequence[Setting]], Optimizer]] = {
   "sgd": lambda settings: Optimizer(_SGD, settings),
   "adam": lambda settings: Optimizer(optax.adam, settings),
-  "shampoo": lambda settings: Optimizer(baselines.shampoo, settings),
+  "shampoo": lambda settings: Optimizer(
+    baselines.shampoo, settings, prepare=warm_moments
+  ),
   "kfac": lambda settings: Optimizer(
     baselines.kfac, settings, with_factors, warm_factors
   ),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import mbf_optax
+from benchmarks import baselines
 from benchmarks.models import Transformer
 from benchmarks.paper import data, tasks
 from benchmarks.paper.comparison import (
@@ -104,7 +105,7 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
   ]
   return {
     "adam": Optimizer(optax.adam, rates),
-    "muon": Optimizer(optax.contrib.muon, larger),
+    "muon": Optimizer(baselines.muon, larger),
     "mbf": Optimizer(mbf_optax.mbf, pairs[: size.settings]),
     "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
   }

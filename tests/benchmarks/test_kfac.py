@@ -207,6 +207,23 @@ def test_directions_are_those_of_the_dense_fisher(split, periods):
     chex.assert_trees_all_close(updates["norm"], expected["norm"], rtol=1e-6)
 
 
+def test_factors_are_computed_in_the_updates_that_take_them_alone():
+  gradients, factors = random_gradients(SHAPES, 1)[0], random_factors(1)[0]
+  tx, computed = scale_by_kfac(factor_update_period=3), []
+
+  def compute():
+    jax.debug.callback(lambda: computed.append(1))
+    return factors
+
+  state = given = tx.init(gradients)
+  for step in range(4):
+    _, state = jax.jit(lambda s: tx.update(gradients, s, factors=compute))(state)
+    _, given = tx.update(gradients, given, factors=factors)
+    jax.effects_barrier()
+    assert len(computed) == 1 + step // 3
+  chex.assert_trees_all_close(state, given, rtol=1e-5)
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("bias", [True, False])
 def test_one_example_makes_the_factorization_exact(bias):

@@ -140,6 +140,21 @@ def test_kfac_starts_from_the_mean_factors_of_a_pass(task):
   np.testing.assert_allclose(found, inputs.T @ inputs / len(rows), atol=1e-5)
 
 
+def test_shampoo_starts_from_the_mean_moments_of_a_pass(task):
+  optimizer = OPTIMIZERS["shampoo"](product(learning_rate=[0.1]))
+  start = Trainer(task, optimizer, optimizer.settings, (3,)).start(1).carry
+  state, variables = jax.tree.map(lambda x: x[0, 0] if x.ndim else x, start)[::-1]
+  np.testing.assert_array_equal(state[0].weight, 1.0)
+  loss = lambda p, rows: task.loss({"params": p}, task.train[rows], None)[0]  # noqa: E731
+  gradients = [
+    jax.grad(loss)(variables["params"], rows)["Dense_0"]["kernel"]
+    for rows in steps.batch_rows(task, 3, 0, 40)
+  ]
+  moments = np.mean([g @ g.T for g in gradients], 0)
+  found = state[0].statistics["Dense_0/kernel"][0]
+  np.testing.assert_allclose(found, moments, rtol=1e-4, atol=1e-8)
+
+
 def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
   whole = train(task, MBF, seeds=(3, 4), points=2)
 

@@ -1,0 +1,42 @@
+"""Muon for networks with convolutions and attention, in Flax's layout."""
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+_KERNEL = {2: MuonDimensionNumbers(0, 1), 4: MuonDimensionNumbers((0, 1, 2), 3)}
+_HEADS_OUT = MuonDimensionNumbers(0, (1, 2))  # of queries, keys and values
+_HEADS_IN = MuonDimensionNumbers((0, 1), 2)  # of attention's output
+
+
+def muon(
+  learning_rate: optax.ScalarOrSchedule, weight_decay: jax.typing.ArrayLike = 0.0
+) -> optax.GradientTransformation:
+  """``optax.contrib.muon`` that reads every kernel as a matrix from inputs to outputs.
+
+  By itself optax's takes arrays of two axes alone, embeddings among them, and leaves
+  convolutions and attention to Adam. Here Adam has embeddings, norms and biases. The
+  weights of both kinds decay.
+  """
+  return optax.contrib.muon(
+    learning_rate,
+    weight_decay=weight_decay,
+    adam_weight_decay=weight_decay,
+    muon_weight_dimension_numbers=matrices,
+  )
+
+
+def matrices(params: optax.Params) -> Any:
+  """Which axes of each kernel are inputs and outputs, ``None`` for other arrays."""
+
+  def read(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    if keys[-1] != "kernel":
+      return None
+    if leaf.ndim == 3:
+      return _HEADS_IN if keys[-2] == "out" else _HEADS_OUT
+    return _KERNEL[leaf.ndim]
+
+  return jax.tree_util.tree_map_with_path(read, params)
