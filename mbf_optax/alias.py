@@ -192,7 +192,8 @@ def _decoupled_weight_decay(
     if params is None:
       raise ValueError(
         "mbf_optax: weight decay needs the parameters; call update(gradients, state,"
-        " params)."
+        " params). Under optax.inject_hyperparams it does at any value; name it in"
+        " static_args if nothing decays."
       )
     return decay.update(updates, state, params)
 

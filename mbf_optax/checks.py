@@ -25,8 +25,18 @@ def positive(name: str, value: Any) -> None:
     )
 
 
+def no_schedule(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for a function where a number is needed."""
+  if callable(value):
+    raise ValueError(
+      f"mbf_optax: {name} is a function; only the learning rate and the damping can be"
+      " schedules. optax.inject_hyperparams makes schedules of the others."
+    )
+
+
 def decay(name: str, value: Any) -> None:
-  """Raises a ``ValueError`` for a known value outside ``[0, 1)``."""
+  """Raises a ``ValueError`` for a schedule, or a known value outside ``[0, 1)``."""
+  no_schedule(name, value)
   if _concrete(value) and not np.all(
     (np.asarray(value) >= 0) & (np.asarray(value) < 1)
   ):
@@ -34,7 +44,8 @@ def decay(name: str, value: Any) -> None:
 
 
 def period(name: str, value: Any) -> None:
-  """Raises a ``ValueError`` for a known value that is not an integer of at least 1."""
+  """Raises a ``ValueError`` for a schedule, or a value known to be no count."""
+  no_schedule(name, value)
   if not _concrete(value):
     return
   array = np.asarray(value)

@@ -103,14 +103,20 @@ class ChannelsLast:
 
 
 def _is_attention_input(path: str, leaves: tree.Leaves) -> bool:
+  """By its name; a convolution of that name has a bias of one axis."""
   module = path.split("/")[-2:-1]
-  return module in (["query"], ["key"], ["value"]) and leaves[path].ndim >= 3
+  if module not in (["query"], ["key"], ["value"]) or leaves[path].ndim < 3:
+    return False
+  bias = leaves.get(path.removesuffix("kernel") + "bias")
+  return bias is None or bias.ndim == leaves[path].ndim - 1
 
 
 def _is_attention_output(path: str, leaves: tree.Leaves) -> bool:
   attention, _, module = path.rpartition("/")[0].rpartition("/")
   query = f"{attention}/query/kernel" if attention else "query/kernel"
-  return module == "out" and query in leaves and leaves[path].ndim >= 3
+  if module != "out" or query not in leaves or leaves[path].ndim < 3:
+    return False
+  return _is_attention_input(query, leaves)
 
 
 _LEAST_RANK_IN_STACK = {

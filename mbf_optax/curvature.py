@@ -150,8 +150,8 @@ class Curvature:
 
   def _stored(self, state: Any) -> Any:
     """A layer of blocks with its inverse in the dtype that it is kept in."""
-    if self.inverse_dtype is None:
-      return state
+    if self.inverse_dtype is None or isinstance(state, low_rank.LowRankState):
+      return state  # an error of what "low_rank" keeps is divided by the damping
     return state._replace(inverse=state.inverse.astype(self.inverse_dtype))
 
   def _level(self, count: jax.Array, dtype: jax.typing.DTypeLike) -> Damping:

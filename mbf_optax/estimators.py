@@ -23,12 +23,14 @@ class Matrices(NamedTuple):
   Attributes:
     values: ``(n (n + 1) / 2, *batch)`` if packed, else ``(*batch, n, n)``.
     is_packed: which of the two.
-    damping: the ``lambda`` that was added, ``(*stack,)``.
+    damping: the ``lambda`` that was added, ``(*stack,)`` or ``(*batch,)``.
+    as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
   values: jax.Array
   is_packed: bool
   damping: jax.Array
+  as_factor: bool = False
 
 
 class Inverses(NamedTuple):

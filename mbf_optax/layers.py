@@ -173,19 +173,23 @@ def read(
     )
   layer = dataclasses.replace(layer, block_axes=axes)
   if bias is None or not layer.joins_bias or layer.elementwise:
-    reading = Reading(path, None, shape, layer)
-    if reading.block_size == 0:
-      raise ValueError(
-        f"mbf_optax: {path!r} has shape {shape}, and no element lies along its block"
-        f' axes {layer.block_axes}; read it as "rms".'
-      )
-    return reading
-  reading = Reading(path, bias[0], shape, layer, tuple(bias[1]))
+    return _with_blocks(Reading(path, None, shape, layer))
+  reading = _with_blocks(Reading(path, bias[0], shape, layer, tuple(bias[1])))
   if not joins(reading.bias_shape, reading.batch_shape):
     raise ValueError(
       f"mbf_optax: {bias[0]!r} has shape {tuple(bias[1])} but the blocks of {path!r}"
       f" are counted by {reading.batch_shape}; correct block_axes, or read the bias"
       " apart with joins_bias=False."
+    )
+  return reading
+
+
+def _with_blocks(reading: Reading) -> Reading:
+  """The reading, unless it has no blocks or they have no elements."""
+  if not reading.layer.elementwise and 0 in (reading.blocks, reading.block_size):
+    raise ValueError(
+      f"mbf_optax: {reading.path!r} has shape {reading.shape}, and no element lies in"
+      f' blocks along its axes {reading.layer.block_axes}; read it as "rms".'
     )
   return reading
 

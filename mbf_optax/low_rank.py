@@ -4,6 +4,9 @@ With ``U`` holding the last ``r`` gradients of a neuron, each times the square r
 its weight in the moving average, the block is ``U U^T`` and by Woodbury's identity
 
     ``(U U^T + lambda I)^(-1) m = (m - U (lambda I_r + U^T U)^(-1) U^T m) / lambda``.
+
+Gradients of successive steps are alike, ``U^T U`` is nearly singular and the difference
+above cancels, so the inverse is applied as ``L^(-T) (L^(-1) x)``.
 """
 
 from typing import NamedTuple
@@ -34,8 +37,9 @@ class LowRankState(NamedTuple):
     weights: ``(r,)``, their weights in the moving average, not normalised.
     slot: ``()`` int32, where the next gradient goes.
     gram: packed ``(r (r + 1) / 2, *batch)``, inner products of the history.
-    inverse: packed ``(r (r + 1) / 2, *batch)``, ``(lambda I + D K D)^(-1)`` with ``K``
-      the Gram matrix and ``D`` the square roots of the normalised weights.
+    inverse: packed ``(r (r + 1) / 2, *batch)``, ``L^(-1)`` of ``lambda I + D K D = L
+      L^T`` with ``K`` the Gram matrix and ``D`` the square roots of the normalised
+      weights.
     damping: ``(*batch,)``, the ``lambda`` that belongs to ``inverse``.
   """
 
@@ -85,25 +89,21 @@ class LowRankBlocks:
     products = packed.outer(jnp.sqrt(normalized(state).weights))
     weighted = products.reshape(-1, *[1] * state.damping.ndim) * state.gram
     trace = jnp.sum(packed.diagonal(weighted), axis=0)
-    level = damping(over_layer(trace / reading.block_size, reading))
-    damped = packed.add_to_diagonal(weighted, beside(level, trace))
-    return Matrices(damped, True, level)
+    level = beside(damping(over_layer(trace / reading.block_size, reading)), trace)
+    level = jnp.where(level > 0, level, state.damping)  # the last that was any
+    # Gradients that hardly differ have a Gram matrix whose small eigenvalues are all
+    # rounding: no damping below that can be told from none.
+    precision = jnp.finfo(trace.dtype)
+    least = 2 * reading.layer.rank * precision.eps * trace + precision.tiny
+    level = jnp.maximum(level, least)
+    damped = packed.add_to_diagonal(weighted, level)
+    return Matrices(damped, True, level, as_factor=True)
 
   def with_inverse(
     self, state: LowRankState, system: Matrices, inverses: Inverses
   ) -> LowRankState:
-    damping = jnp.broadcast_to(
-      beside(system.damping, state.damping), state.damping.shape
-    )
-    # Gradients in general position invert without damping, but then it divides: what
-    # rounding leaves of the difference would overflow.
-    precision = jnp.finfo(damping.dtype)
-    least = precision.eps**2 * jnp.sum(packed.diagonal(system.values), axis=0)
-    accepted = inverses.accepted & (damping >= jnp.maximum(least, precision.tiny))
-    return state._replace(
-      inverse=jnp.where(accepted[None], inverses.values, state.inverse),
-      damping=jnp.where(accepted, damping, state.damping),
-    )
+    damping = jnp.where(inverses.accepted, system.damping, state.damping)
+    return state._replace(inverse=inverses.values, damping=damping)
 
   def precondition(
     self, reading: Reading, state: LowRankState, vectors: jax.Array
@@ -113,7 +113,8 @@ class LowRankBlocks:
     roots = jnp.sqrt(normalized(state).weights)
     roots = roots.reshape(*[1] * state.damping.ndim, -1)
     inner = jnp.matmul(state.history, columns[..., None], precision=_HIGHEST)[..., 0]
-    inner = packed.matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
+    inner = packed.lower_matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
+    inner = packed.transposed_lower_matvec(state.inverse, inner)
     inner = roots * jnp.moveaxis(inner, 0, -1)
     along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)[
       ..., 0, :

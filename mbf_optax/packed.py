@@ -9,6 +9,7 @@ and every operation below is elementwise over the contiguous batch.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,9 +101,8 @@ def inverse(packed: Any) -> Any:
   Returns:
     The inverses in the same shapes and dtypes.
   """
-  n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
+  n, table = _table(packed)
   rows, columns = _triangle(n)
-  table = jnp.asarray(positions(n))
 
   def sweep(k: jax.Array, swept: jax.Array) -> jax.Array:
     entries = table[k]
@@ -114,7 +114,77 @@ def inverse(packed: Any) -> Any:
     swept = swept - column[rows] * scaled[columns]
     return swept.at[entries].set(scaled.at[k].set(-reciprocal))
 
-  swept = jax.lax.fori_loop(
-    0, n, lambda k, arrays: jax.tree.map(functools.partial(sweep, k), arrays), packed
+  return jax.tree.map(jnp.negative, _for_each_pivot(n, sweep, packed))
+
+
+def inverse_factor(packed: Any) -> Any:
+  """``L^(-1)`` of packed symmetric positive definite matrices ``A = L L^T``.
+
+  For nearly singular matrices ``L^(-T) (L^(-1) v)`` is ``A^(-1) v`` far more accurately
+  than a product with :func:`inverse`. Forward elimination of ``[A I]`` in place: what a
+  pivot clears in ``A`` makes room for what it enters in ``I``.
+
+  Args:
+    packed: as for :func:`inverse`, which says what a bad pivot does.
+
+  Returns:
+    The lower triangles, entry ``(j, i)`` where the matrix has ``(i, j)``, ``i <= j``.
+  """
+  n, table = _table(packed)
+  columns, rows = _triangle(n)
+  on_diagonal = np.diagonal(positions(n))
+
+  def eliminate(k: jax.Array, array: jax.Array) -> jax.Array:
+    entries = table[k]
+    column = array[entries]
+    pivot = column[k]
+    pivot = jnp.where((pivot > 0) & (pivot < jnp.inf), pivot, jnp.nan)
+    is_below = (jnp.arange(n) > k).reshape(-1, *[1] * pivot.ndim)
+    factors = jnp.where(is_below, column / pivot[None], 0)
+    array = array - factors[rows] * column[columns]
+    return array.at[entries].set(jnp.where(is_below, -factors, column).at[k].set(pivot))
+
+  def scale(array: jax.Array) -> jax.Array:
+    reciprocals = jax.lax.rsqrt(array[on_diagonal])
+    return (array * reciprocals[rows]).at[on_diagonal].set(reciprocals)
+
+  return jax.tree.map(scale, _for_each_pivot(n, eliminate, packed))
+
+
+def lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
+  """``L v`` of packed lower triangles and vectors, ``(n, *batch)``."""
+  table = positions(len(vectors))
+  margin = [(0, 0)] * (vectors.ndim - 1)
+  columns = (
+    jnp.pad(packed[entries[j:]] * vectors[j : j + 1], [(j, 0), *margin])
+    for j, entries in enumerate(table)
   )
-  return jax.tree.map(jnp.negative, swept)
+  return functools.reduce(jnp.add, columns)
+
+
+def transposed_lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
+  """``L^T v`` of packed lower triangles and vectors, ``(n, *batch)``."""
+  table = positions(len(vectors))
+  margin = [(0, 0)] * (vectors.ndim - 1)
+  columns = (
+    jnp.pad(
+      packed[entries[: j + 1]] * vectors[j : j + 1], [(0, len(table) - 1 - j), *margin]
+    )
+    for j, entries in enumerate(table)
+  )
+  return functools.reduce(jnp.add, columns)
+
+
+def _table(packed: Any) -> tuple[int, jax.Array]:
+  """Order of the matrices in a tree of packed ones, and where their entries are."""
+  n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
+  return n, jnp.asarray(positions(n))
+
+
+def _for_each_pivot(
+  n: int, step: Callable[[jax.Array, jax.Array], jax.Array], packed: Any
+) -> Any:
+  """A tree of arrays after ``step(k, array)`` for every pivot ``k``."""
+  return jax.lax.fori_loop(
+    0, n, lambda k, arrays: jax.tree.map(functools.partial(step, k), arrays), packed
+  )

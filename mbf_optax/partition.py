@@ -113,6 +113,11 @@ class NamedPartition:
     weight_path = weight_beside(path, self.convention, leaves)
     asked = self._asked(path, weight_path)
     if isinstance(asked, Layer):
+      if _is_complex(leaves[path]) and not asked.elementwise:
+        raise ValueError(
+          f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
+          ' are of real numbers, so read it as "rms".'
+        )
       return asked
     if asked is None and weight_path is not None:
       return self._bias_layer(weight_path, path, leaves)
@@ -174,8 +179,13 @@ class NamedPartition:
     return "shared" if block_size <= _SHARED_LIMIT else "low_rank"
 
   def _bias_of(self, path: str, leaves: tree.Leaves) -> tuple[str, tuple] | None:
+    """The bias that may join the blocks: real, and with no override of its own."""
     bias_path = bias_beside(path, self.convention, leaves)
-    return None if bias_path is None else (bias_path, tuple(leaves[bias_path].shape))
+    if bias_path is None or _is_complex(leaves[bias_path]):
+      return None
+    if self._asked(bias_path, path) is not None:
+      return None
+    return bias_path, tuple(leaves[bias_path].shape)
 
 
 def _is_complex(leaf: Any) -> bool:

@@ -8,7 +8,7 @@ import collections
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,21 +38,25 @@ def invert(
   for index, system in enumerate(systems):
     groups[_group(index, system)].append(index)
   inverses: dict[int, Inverses] = {}
-  for (is_packed, *_), members in groups.items():
-    invert_group = _invert_packed if is_packed else _invert_matrices
+  for members in groups.values():
     values = [systems[index].values for index in members]
     old = [previous[index] for index in members]
-    inverses.update(zip(members, invert_group(values, old, method), strict=True))
+    first = systems[members[0]]
+    if first.is_packed:
+      new = _invert_packed(values, old, method, first.as_factor)
+    else:
+      new = _invert_matrices(values, old, method)
+    inverses.update(zip(members, new, strict=True))
   return [inverses[index] for index in range(len(systems))]
 
 
-def _group(index: int, system: Matrices) -> tuple[bool, int, jnp.dtype, int]:
+def _group(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
   """What the layers that are inverted together have in common."""
   values = system.values
   if system.is_packed:
-    return True, values.shape[0], values.dtype, -1
+    return True, system.as_factor, values.shape[0], values.dtype, -1
   alone = -1 if _may_join() else index
-  return False, padded_order(values.shape[-1]), values.dtype, alone
+  return False, False, padded_order(values.shape[-1]), values.dtype, alone
 
 
 def _may_join() -> bool:
@@ -65,14 +69,13 @@ def _may_join() -> bool:
 
 
 def _invert_packed(
-  values: list[jax.Array], previous: list[jax.Array], method: Method
+  values: list[jax.Array], previous: list[jax.Array], method: Method, as_factor: bool
 ) -> list[Inverses]:
-  if method == "linalg":
-    new = _joined(_linalg_packed, values)
-  elif _may_join():
-    new = _joined(packed.inverse, values)
+  function = _PACKED[method, as_factor]
+  if method == "linalg" or _may_join():
+    new = _joined(function, values)
   else:
-    new = [_finite_or_nan(fresh) for fresh in packed.inverse(values)]
+    new = [_finite_or_nan(fresh) for fresh in function(values)]
   return [
     Inverses(jnp.where(jnp.isnan(fresh), old, fresh), ~jnp.isnan(fresh[0]))
     for fresh, old in zip(new, previous, strict=True)
@@ -123,9 +126,26 @@ def _finite_or_nan(inverses: jax.Array) -> jax.Array:
   return jnp.where(accepted, inverses, jnp.nan)
 
 
-def _linalg_packed(values: jax.Array) -> jax.Array:
+def _linalg_inverse(values: jax.Array) -> jax.Array:
   matrices = jnp.moveaxis(packed.unpack(values), -1, 0)
   return packed.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(matrices), 0, -1))
+
+
+def _linalg_factor(values: jax.Array) -> jax.Array:
+  def inverse_factor(matrix: jax.Array) -> jax.Array:
+    return jnp.linalg.inv(jnp.linalg.cholesky(matrix))
+
+  matrices = jnp.moveaxis(packed.unpack(values), -1, 0)
+  return packed.pack(jnp.moveaxis(jax.vmap(inverse_factor)(matrices), (1, 2), (1, 0)))
+
+
+_PACKED: dict[tuple[Method, bool], Callable[[Any], Any]] = {
+  ("sweep", False): packed.inverse,
+  ("sweep", True): packed.inverse_factor,
+  ("linalg", False): _linalg_inverse,
+  ("linalg", True): _linalg_factor,
+}
+"""By method, and whether the inverse's factor is wanted."""
 
 
 def _invert_matrices(

@@ -3,10 +3,15 @@
 The gradient of the loss at sampled labels, averaged over a mini-batch, gives the
 statistics of the Fisher matrix where the gradient at the data's labels gives those of
 the empirical one (Algorithm 4 of the paper). Pass it as ``curvature_gradients``.
+
+Random numbers are drawn in float32 or wider: in half precision many coincide, and the
+first class would win every tie.
 """
 
 import jax
 import jax.numpy as jnp
+
+from mbf_optax.layers import as_float
 
 
 def sample_labels(logits: jax.Array, key: jax.Array) -> jax.Array:
@@ -25,7 +30,7 @@ def sample_labels(logits: jax.Array, key: jax.Array) -> jax.Array:
     >>> print(mbf_optax.sample_labels(logits, jax.random.key(0)))
     [1 0]
   """
-  return jax.random.categorical(key, jax.lax.stop_gradient(logits))
+  return jax.random.categorical(key, as_float(jax.lax.stop_gradient(logits)))
 
 
 def sample_bernoulli(logits: jax.Array, key: jax.Array) -> jax.Array:
@@ -43,8 +48,8 @@ def sample_bernoulli(logits: jax.Array, key: jax.Array) -> jax.Array:
     >>> print(mbf_optax.sample_bernoulli(jnp.array([100.0, -100.0]), jax.random.key(0)))
     [1. 0.]
   """
-  logits = jax.lax.stop_gradient(logits)
-  return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+  odds = as_float(jax.lax.stop_gradient(logits))
+  return jax.random.bernoulli(key, jax.nn.sigmoid(odds)).astype(logits.dtype)
 
 
 def sample_gaussian(

@@ -33,12 +33,12 @@ def _operations(reading: Reading) -> int:
 def phases(count: int, statistics: jax.Array, inverse: jax.Array) -> list[jax.Array]:
   """When in a period each of ``count`` groups has its turn.
 
-  Groups lie as far apart as the period allows, and on updates that take statistics, so
-  that no inverse is made of old ones. Neighbours, whose costs are alike, are not due at
-  once.
+  Groups lie as far apart as the period allows and, if it is a whole multiple of that of
+  the statistics, on updates that take some, so that no inverse is made of old ones. If
+  there are more groups than turns, what costs least joins what costs most last.
 
   Args:
-    count: number of groups.
+    count: number of groups, dearest first.
     statistics: updates between statistics, ``()`` int32.
     inverse: updates between inverses, ``()`` int32.
 
@@ -47,4 +47,5 @@ def phases(count: int, statistics: jax.Array, inverse: jax.Array) -> list[jax.Ar
   """
   turns = jnp.maximum(inverse // statistics, 1)
   apart = jnp.maximum(turns // max(count, 1), 1)
-  return [statistics * (index * apart % turns) for index in range(count)]
+  places = [index * apart % (2 * turns) for index in range(count)]
+  return [statistics * jnp.minimum(p, 2 * turns - 1 - p) for p in places]

@@ -96,9 +96,11 @@ def scale_by_mbf(
       on a CPU.
     inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
       wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
+      ``"low_rank"`` layers, whose inverses are small, keep them as they are.
     staggered: whether layers whose blocks differ in size take turns to refresh their
       inverses, each every :math:`T_2` updates and all at the first: no step has to wait
-      for all of them. Compiles a little longer.
+      for all of them. There are :math:`T_2 / T_1` turns, so this needs a :math:`T_2` of
+      at least twice :math:`T_1`. Compiles a little longer.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an

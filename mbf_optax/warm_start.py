@@ -34,7 +34,9 @@ def warm_start(
     The state to train with.
 
   Raises:
-    ValueError: if there are no gradients, or no MBF state in ``state``.
+    ValueError: if there are no gradients, or no MBF state in ``state``, or one within
+      ``optax.MultiSteps``, which hands on only every so many gradients: give the inner
+      transformation and its state instead.
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax
@@ -54,25 +56,39 @@ def warm_start(
       "warm_start: there is no MbfState in the given state; pass the state that"
       " tx.init(params) returned, of a tx that contains scale_by_mbf."
     )
+  if any(map(_is_accumulating, jax.tree.leaves(state, is_leaf=_is_accumulating))):
+    raise ValueError(
+      "warm_start: optax.MultiSteps holds gradients back; warm up what it wraps,"
+      " state._replace(inner_opt_state=warm_start(inner, state.inner_opt_state, ...))."
+    )
   tx = optax.with_extra_args_support(tx)
 
   @jax.jit
-  def advance(gradient: optax.Updates, state: Any, average: jax.Array | None) -> Any:
+  def advance(
+    params: optax.Params,
+    gradient: optax.Updates,
+    state: Any,
+    average: jax.Array | None,
+  ) -> Any:
     _, new = tx.update(gradient, state, params, warm_start=WarmStart(average))
     return _adopt(state, new)
 
   gradient = None
   for index, gradient in enumerate(gradients):
-    state = advance(gradient, state, jnp.asarray(index / (index + 1)))
+    state = advance(params, gradient, state, jnp.asarray(index / (index + 1)))
   if gradient is None:
     raise ValueError(
       "warm_start: gradients is empty; pass at least one mini-batch gradient."
     )
-  return advance(gradient, state, None)
+  return advance(params, gradient, state, None)
 
 
 def _is_mbf(node: Any) -> bool:
   return isinstance(node, MbfState)
+
+
+def _is_accumulating(node: Any) -> bool:
+  return isinstance(node, optax.MultiStepsState)
 
 
 def _adopt(state: Any, new: Any) -> Any:

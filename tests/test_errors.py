@@ -68,6 +68,22 @@ def test_known_arrays_are_checked_and_unknown_values_are_not(argument):
   mbf_optax.scale_by_mbf(damping=lambda count: 0.0 * count)  # a schedule is unknown
 
 
+@pytest.mark.parametrize(
+  ("argument", "value"),
+  [
+    ("momentum", 0.5),
+    ("curvature_ema", 0.5),
+    ("curvature_update_period", 2),
+    ("inverse_update_period", 2),
+  ],
+)
+def test_what_cannot_be_a_schedule(argument, value):
+  schedule = {argument: lambda count: value}
+  with refused(argument, "is a function", "optax.inject_hyperparams"):
+    mbf_optax.scale_by_mbf(**schedule)
+  optax.inject_hyperparams(mbf_optax.scale_by_mbf)(**schedule).init(PARAMS)
+
+
 def test_unknown_inverse():
   with refused("inverse is 'lu'", "'sweep'", "'linalg'"):
     mbf_optax.scale_by_mbf(inverse="lu")
@@ -207,6 +223,16 @@ def test_warm_start_without_gradients():
   tx = mbf_optax.mbf(0.1)
   with refused("warm_start", "empty", "at least one"):
     mbf_optax.warm_start(tx, tx.init(PARAMS), PARAMS, [])
+
+
+def test_warm_start_of_accumulated_gradients():
+  inner = mbf_optax.mbf(0.1)
+  tx = optax.MultiSteps(inner, 2)
+  state = tx.init(PARAMS)
+  with refused("MultiSteps", "inner_opt_state=warm_start"):
+    mbf_optax.warm_start(tx, state, PARAMS, [PARAMS])
+  warm = mbf_optax.warm_start(inner, state.inner_opt_state, PARAMS, [PARAMS])
+  assert warm[0].weight == 1
 
 
 def test_warm_start_without_mbf():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mbf_optax
+from mbf_optax.full import BlockState
 
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
@@ -67,7 +68,7 @@ def test_inverses_are_those_of_float32_rounded():
   _, rounded = run("bfloat16")
   for path, layer in exact.curvature.items():
     kept = rounded.curvature[path]
-    if not hasattr(layer, "inverse"):
+    if not isinstance(layer, BlockState):
       chex.assert_trees_all_equal(kept, layer)
       continue
     assert kept.inverse.dtype == "bfloat16"
@@ -90,6 +91,19 @@ def test_directions_move_by_the_rounding_alone():
     # No inverse is larger than 1 / damping.
     bound = 2**-8 / 0.3 * np.linalg.norm(np.ravel(m))
     assert np.linalg.norm(np.ravel(a - b)) < 4 * bound
+
+
+def test_low_rank_directions_stay_downhill():
+  """What is kept there is no inverse: its rounding would be divided by the damping."""
+  tx = mbf_optax.scale_by_mbf(
+    0.1,
+    relative_damping=True,
+    inverse_dtype="bfloat16",
+    partition=mbf_optax.flax_partition("low_rank"),
+  )
+  gradient = {"kernel": jax.random.normal(jax.random.key(0), (2000, 64))}
+  direction, _ = tx.update(gradient, tx.init(gradient))
+  assert jnp.all(jnp.sum(direction["kernel"] * gradient["kernel"], axis=0) > 0)
 
 
 def test_scan_keeps_dtypes_and_warm_start_too():

@@ -35,6 +35,33 @@ def test_products(n):
   np.testing.assert_allclose(outer, vector[:, None] * vector[None], rtol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 2, 9, 16])
+def test_inverse_factors_and_their_products(n):
+  matrix = np.einsum("ijb,kjb->ikb", *[symmetric(n, 5)] * 2) + np.eye(n)[:, :, None]
+  factor = packed.inverse_factor(packed.pack(jnp.asarray(matrix, jnp.float32)))
+  cholesky = np.linalg.cholesky(np.moveaxis(matrix, -1, 0))
+  expected = np.moveaxis(np.linalg.inv(cholesky), 0, -1)
+  lower = np.tril(np.ones((n, n)))[:, :, None]
+  np.testing.assert_allclose(
+    packed.unpack(factor) * lower, expected, rtol=1e-3, atol=1e-4
+  )
+  vector = RNG.normal(size=(n, 5)).astype(np.float32)
+  for function, subscripts in (
+    (packed.lower_matvec, "ijb,jb->ib"),
+    (packed.transposed_lower_matvec, "jib,jb->ib"),
+  ):
+    product = np.einsum(subscripts, expected, vector)
+    np.testing.assert_allclose(function(factor, vector), product, rtol=1e-3, atol=1e-3)
+
+
+def test_a_matrix_that_is_not_positive_definite_has_no_factor():
+  good, bad = np.eye(3), np.diag([1.0, -1.0, 1.0])
+  matrices = jnp.asarray(np.stack([good, bad], -1), jnp.float32)
+  factors = packed.inverse_factor(packed.pack(matrices))
+  assert np.isfinite(factors[:, 0]).all()
+  assert np.isnan(factors[:, 1]).any()
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_diagonal(n):
   matrix = symmetric(n, 3)

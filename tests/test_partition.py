@@ -242,6 +242,52 @@ def test_overrides():
   assert describe(readings["grouped/bias"]) == ("rms", (), 0, False)
 
 
+def test_an_override_of_a_bias_keeps_it_out_of_the_blocks():
+  params = shapes_of(nn.Dense(2), (1, 3))
+  readings = read({"a": params, "b": params}, overrides=[("a/bias", "rms")])
+  assert describe(readings["a/kernel"]) == ("full", (0,), 0, False)
+  assert describe(readings["a/bias"]) == ("rms", (), 0, False)
+  assert describe(readings["b/kernel"]) == ("full", (0,), 0, True)
+  assert "b/bias" not in readings
+
+
+def test_complex_arrays_have_no_blocks():
+  params = {"a": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2, jnp.complex64)}}
+  readings = read(params)
+  assert describe(readings["a/kernel"]) == ("full", (0,), 0, False)
+  assert describe(readings["a/bias"]) == ("rms", (), 0, False)
+  blocks = mbf_optax.Layer(block_axes=(0,))
+  with pytest.raises(ValueError, match="'a/bias', which is complex"):
+    read(params, overrides=[("a/bias", blocks)])
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3)])
+def test_a_layer_without_blocks_is_refused(shape):
+  params = {"kernel": jnp.zeros(shape)}
+  with pytest.raises(ValueError, match="no element lies in blocks"):
+    read(params, overrides=[("kernel", mbf_optax.Layer(block_axes=(0,)))])
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3,)])
+def test_convolutions_named_like_attention(kernel):
+  class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      query = nn.Conv(4, kernel, name="query")(x)
+      return nn.Conv(2, kernel, name="out")(query)
+
+  params = shapes_of(Attention(), (1, *[4] * len(kernel), 3))
+  readings = read(params)
+  spatial = tuple(range(len(kernel)))
+  for name, inputs in (("query", 3), ("out", 4)):
+    reading = readings[f"{name}/kernel"]
+    if kernel == (1, 1):
+      assert describe(reading) == ("full", (0, 1, 2), 0, True)
+      assert reading.block_size == inputs + 1
+    else:
+      assert describe(reading) == ("full", spatial, 0, False)
+
+
 def test_first_matching_override_wins():
   params = shapes_of(nn.Dense(2), (1, 3))
   readings = read(params, overrides=[("kernel", "shared"), ("kernel", "low_rank")])

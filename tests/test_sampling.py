@@ -24,6 +24,14 @@ def test_bernoulli_follows_the_sigmoid():
   np.testing.assert_allclose(np.mean(targets.astype(float)), 0.731, atol=0.015)
 
 
+def test_half_precision_samples_without_ties():
+  """Noise in bfloat16 coincides among many classes, and the first wins."""
+  labels = mbf_optax.sample_labels(jnp.zeros((COUNT, 1000), jnp.bfloat16), KEY)
+  np.testing.assert_allclose(np.mean(labels), 499.5, rtol=0.02)
+  rare = mbf_optax.sample_bernoulli(jnp.full(10 * COUNT, -6.0, jnp.bfloat16), KEY)
+  np.testing.assert_allclose(np.mean(rare.astype(float)), 0.00247, rtol=0.15)
+
+
 def test_gaussian_has_mean_and_scale():
   targets = mbf_optax.sample_gaussian(jnp.full(COUNT, 3.0), KEY, scale=2.0)
   np.testing.assert_allclose([targets.mean(), targets.std()], [3, 2], atol=0.05)
