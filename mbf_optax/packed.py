@@ -153,24 +153,22 @@ def inverse_factor(packed: Any) -> Any:
 
 def lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
   """``L v`` of packed lower triangles and vectors, ``(n, *batch)``."""
-  table = positions(len(vectors))
-  margin = [(0, 0)] * (vectors.ndim - 1)
-  columns = (
-    jnp.pad(packed[entries[j:]] * vectors[j : j + 1], [(j, 0), *margin])
-    for j, entries in enumerate(table)
-  )
-  return functools.reduce(jnp.add, columns)
+  return _masked_matvec(packed, vectors, np.tri(len(vectors)))
 
 
 def transposed_lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
   """``L^T v`` of packed lower triangles and vectors, ``(n, *batch)``."""
+  return _masked_matvec(packed, vectors, np.tri(len(vectors)).T)
+
+
+def _masked_matvec(
+  packed: jax.Array, vectors: jax.Array, mask: np.ndarray
+) -> jax.Array:
+  """:func:`matvec` with the entries that a mask ``(n, n)`` of zeros and ones leaves."""
   table = positions(len(vectors))
-  margin = [(0, 0)] * (vectors.ndim - 1)
+  mask = mask.astype(packed.dtype).reshape(*mask.shape, *[1] * (vectors.ndim - 1))
   columns = (
-    jnp.pad(
-      packed[entries[: j + 1]] * vectors[j : j + 1], [(0, len(table) - 1 - j), *margin]
-    )
-    for j, entries in enumerate(table)
+    packed[table[:, j]] * mask[:, j] * vectors[j : j + 1] for j in range(len(table))
   )
   return functools.reduce(jnp.add, columns)
 
