@@ -36,7 +36,7 @@ _SEEDS: dict[Scale, tuple[int, int]] = {"quick": (1, 2), "cpu": (2, 5), "paper":
 _CPU_DAMPINGS = {
   "mnist": [3e-4, 1e-3, 3e-3],
   "faces": [3e-4, 1e-3, 3e-3],
-  "curves": [3e-5, 1e-4, 3e-4],
+  "curves": [1e-4, 3e-4, 1e-3],  # 3e-5 diverges from some seeds
 }
 
 Grids = dict[str, Sequence[Setting]]
@@ -122,8 +122,8 @@ def _cpu(name: str) -> Grids:
   return {
     "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
     "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
-    "shampoo": product(learning_rate=[1e-4, 3e-4, 1e-3], damping=[3e-4, 3e-3, 3e-2]),
-    "kfac": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1], damping=[1e-1, 3e-1, 1, 3]),
+    "shampoo": product(learning_rate=[3e-4, 1e-3, 3e-3], damping=[1e-3, 1e-2, 1e-1]),
+    "kfac": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[3e-2, 1e-1, 3e-1]),
     "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
     "mbf (1, 20), warm": product(
       learning_rate=[3e-6, 1e-5, 3e-5, 1e-4], damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
