@@ -262,9 +262,8 @@ class _Algorithm:
       return weight, curvature.refresh(readings.low_rank, layers, weight, count)
 
     blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
-    weight, blocks = _when(
-      _is_due(count, self.curvature_update_period), accumulate, (state.weight, blocks)
-    )
+    is_due = count % placement.scalar(self.curvature_update_period, count.dtype) == 0
+    weight, blocks = _when(is_due, accumulate, (state.weight, blocks))
     layers |= blocks
     for is_due, group in self._refreshes(readings.matrices, count):
       refreshed = functools.partial(
@@ -289,18 +288,12 @@ class _Algorithm:
     self, readings: list[Reading], count: jax.Array
   ) -> list[tuple[jax.Array, list[Reading]]]:
     """Layers that are refreshed together, and whether it is their turn."""
-    if not self.staggered:
-      return [(_is_due(count, self.inverse_update_period), readings)]
-    groups = stagger.groups(readings)
+    groups = stagger.groups(readings) if self.staggered else [readings]
     statistics = placement.scalar(self.curvature_update_period, count.dtype)
     period = placement.scalar(self.inverse_update_period, count.dtype)
     phases = stagger.phases(len(groups), statistics, period)
     turns = [(count == 0) | (count % period == phase) for phase in phases]
     return list(zip(turns, groups, strict=True))
-
-
-def _is_due(count: jax.Array, period: jax.typing.ArrayLike) -> jax.Array:
-  return count % placement.scalar(period, count.dtype) == 0
 
 
 def _when(is_due: jax.Array, branch: Callable[[Any], Any], state: Any) -> Any:

@@ -18,7 +18,6 @@ _NARROW: dict[Scale, tuple[int, ...]] = {
   "cpu": (48, 24, 12, 24, 48),
   "paper": (100, 50, 30, 50, 100),
 }
-_SEARCH: dict[Scale, int] = {"quick": 1, "cpu": 2, "paper": 1}  # seeds of the search
 _WIDE = ("shared", "low_rank")
 _ALL = ("full", *_WIDE)
 
@@ -35,7 +34,7 @@ def run(options: Options) -> Report:
     "wide": _optimizers(options.scale, _WIDE),
   }
   seeds = problems.SEEDS[options.scale]
-  search = _SEARCH[options.scale]
+  search = problems.SEARCH_SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "low_rank", total) as session:
     outcomes = {

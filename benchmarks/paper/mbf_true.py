@@ -6,7 +6,6 @@ from benchmarks.paper.methods import Setting
 from benchmarks.paper.optimizers import OPTIMIZERS, product
 
 _METHODS = ("mbf", "mbf_true")
-_SEARCH: dict[Scale, int] = {"quick": 1, "cpu": 2, "paper": 1}  # seeds of the search
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("curves",),
   "cpu": ("mnist", "faces", "curves", "convnet"),
@@ -27,7 +26,7 @@ def run(options: Options) -> Report:
     for name in tasks
   }
   seeds = problems.SEEDS[options.scale]
-  search = _SEARCH[options.scale]
+  search = problems.SEARCH_SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "mbf_true", total) as session:
     outcomes = {

@@ -42,44 +42,36 @@ def with_factors(
   return value, mutable, gradient, {"factors": factors}
 
 
-def warm_factors(
-  task: Task,
-  tx: optax.GradientTransformation,
-  state: optax.OptState,
-  variables: Variables,
-  batches: Iterable[Batch],
-) -> optax.OptState:
-  """KFAC's warm start, as an optimizer's ``prepare``: the mean factors of a pass."""
-  del tx
+def _warm_by(field: str, measure: Callable[..., Any]) -> Callable[..., Any]:
+  """An optimizer's ``prepare``: a mean over a pass takes the place of moving averages.
 
-  @jax.jit
-  def factors(variables: Variables, batch: Batch, key: jax.Array) -> Any:
-    return with_factors(task, variables, batch, key)[3]["factors"]()
+  Args:
+    field: of the optimizer's state, beside their ``weight``.
+    measure: from a task, variables, a batch and a key to one batch's entry.
+  """
 
-  found = [factors(variables, b, jax.random.key(i)) for i, b in enumerate(batches)]
-  return optax.tree.set(state, factors=_mean(found), weight=jnp.ones(()))
+  def prepare(
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: optax.OptState,
+    variables: Variables,
+    batches: Iterable[Batch],
+  ) -> optax.OptState:
+    del tx
+    entry = jax.jit(functools.partial(measure, task))
+    found = [entry(variables, b, jax.random.key(i)) for i, b in enumerate(batches)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    return optax.tree.set(state, **{field: mean}, weight=jnp.ones(()))
 
-
-def warm_moments(
-  task: Task,
-  tx: optax.GradientTransformation,
-  state: optax.OptState,
-  variables: Variables,
-  batches: Iterable[Batch],
-) -> optax.OptState:
-  """Shampoo's warm start, as an optimizer's ``prepare``: the mean moments of a pass."""
-  del tx
-
-  @jax.jit
-  def moments(variables: Variables, batch: Batch) -> Any:
-    return baselines.moments(empirical(task, variables, batch, jax.random.key(0))[2])
-
-  found = [moments(variables, batch) for batch in batches]
-  return optax.tree.set(state, statistics=_mean(found), weight=jnp.ones(()))
+  return prepare
 
 
-def _mean(trees: Sequence[Any]) -> Any:
-  return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+warm_factors = _warm_by("factors", lambda *args: with_factors(*args)[3]["factors"]())
+"""KFAC's warm start."""
+warm_moments = _warm_by(
+  "statistics", lambda *args: baselines.moments(empirical(*args)[2])
+)
+"""Shampoo's warm start."""
 
 
 # The paper's periods on autoencoders (Ren & Goldfarb, 2021).
