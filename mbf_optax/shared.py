@@ -21,7 +21,7 @@ from mbf_optax.layers import Reading
 WIDE = 256
 _STRIPS = 4  # at most, of a symmetric product; every one is compiled apart
 _LEAST_ROWS = 576  # of a strip
-_TALL = 8  # rows a column beyond which moving the product costs more
+_TALL = 3  # rows a column beyond which moving the product costs more
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

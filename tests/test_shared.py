@@ -10,7 +10,7 @@ from mbf_optax.shared import symmetric_product
 
 
 @pytest.mark.parametrize(
-  "shape", [(7, 3), (576, 90), (577, 80), (2, 1200, 150), (2500, 320)]
+  "shape", [(7, 3), (576, 90), (577, 200), (2, 1200, 400), (2500, 840), (2500, 80)]
 )
 def test_symmetric_product(shape):
   columns = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -2,7 +2,7 @@
 
 Inverses against ``jnp.linalg.inv``; statistics and application of 3x3 blocks in the
 library's packed layout against matrices with the batch leading; a shared layer's
-product by halves against a whole one; passes over a ``low_rank`` history against one in
+product by strips against a whole one; passes over a ``low_rank`` history against one in
 half precision; and the update of a 3x3 convolution against a copy of the bytes that it
 must move.
 
