@@ -120,8 +120,8 @@ def _cpu(name: str) -> Grids:
   return {
     "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
     "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
-    "shampoo": product(learning_rate=[3e-4, 1e-3, 3e-3], damping=[1e-3, 1e-2, 1e-1]),
-    "kfac": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[3e-2, 1e-1, 3e-1]),
+    "shampoo": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[1e-3, 1e-2, 1e-1]),
+    "kfac": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[1e-2, 3e-2, 1e-1, 3e-1]),
     "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
     "mbf (1, 20), warm": product(
       learning_rate=[3e-6, 1e-5, 3e-5, 1e-4], damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]

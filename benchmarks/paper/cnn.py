@@ -19,7 +19,6 @@ from benchmarks.paper.optimizers import (
   with_factors,
 )
 from benchmarks.paper.report import table
-from benchmarks.paper.vision import SHARES
 
 # Table 8: accuracy on the validation set, in percent.
 PAPER = {
@@ -68,7 +67,7 @@ _WARM = {"shampoo": warm_moments, "kfac": warm_factors, "mbf (10, 100), warm": w
 def run(options: Options) -> Report:
   """Searches by held-out accuracy, trains from several seeds, times the steps."""
   tasks = vision.tasks(options)
-  optimizers = {name: _optimizers(options.scale, t.steps) for name, t in tasks.items()}
+  optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
   with comparison.session(options, "cnn", total) as session:
@@ -93,15 +92,19 @@ def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
   return "\n\n".join([*parts, "### The paper", table(titles, rows)])
 
 
-def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
+def _optimizers(scale: Scale, network: str) -> dict[str, Optimizer]:
   grids = {"quick": _quick, "cpu": _cpu, "paper": _paper}[scale]()
   optimizers = {}
   for name, grid in grids.items():
     build, kind = _BUILDS[name]
-    share = getattr(SHARES[scale], kind)
-    decaying = vision.decaying(build, steps, share)
-    gradient = with_factors if name == "kfac" else empirical
-    optimizers[name] = Optimizer(decaying, grid, gradient, _WARM.get(name))
+    length = getattr(vision.lengths(network, scale), kind)
+    optimizers[name] = Optimizer(
+      vision.decaying(build, length.decay_every),
+      grid,
+      gradient=with_factors if name == "kfac" else empirical,
+      prepare=_WARM.get(name),
+      steps=length.steps,
+    )
   return optimizers
 
 

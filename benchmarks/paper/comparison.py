@@ -87,8 +87,10 @@ def work(
   task: Task, optimizers: Mapping[str, Optimizer], seeds: int, search_seeds: int = 1
 ) -> int:
   """Steps of single runs that :func:`compare` takes."""
-  runs = (len(o.settings) * search_seeds + seeds for o in optimizers.values())
-  return task.steps * sum(runs)
+  return sum(
+    o.steps_of(task) * (len(o.settings) * search_seeds + seeds)
+    for o in optimizers.values()
+  )
 
 
 def compare(

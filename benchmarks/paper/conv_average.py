@@ -18,9 +18,7 @@ def run(options: Options) -> Report:
   """Tunes both on the same grid, trains from several seeds and times the steps."""
   tasks = vision.tasks(options)
   seeds = problems.SEEDS[options.scale]
-  optimizers = {
-    name: _optimizers(options.scale, task.steps) for name, task in tasks.items()
-  }
+  optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
   with comparison.session(options, "conv_average", total) as session:
     outcomes = {
@@ -39,14 +37,15 @@ def run(options: Options) -> Report:
   return Report("\n\n".join(parts), record, {"loss": figure})
 
 
-def _optimizers(scale: Scale, steps: int) -> dict[str, Optimizer]:
-  share = vision.SHARES[scale].mini_block
+def _optimizers(scale: Scale, network: str) -> dict[str, Optimizer]:
+  length = vision.lengths(network, scale).mini_block
   return {
     name: Optimizer(
       vision.decaying(
-        functools.partial(mbf_optax.mbf, partition=partition), steps, share
+        functools.partial(mbf_optax.mbf, partition=partition), length.decay_every
       ),
       _grid(scale),
+      steps=length.steps,
     )
     for name, partition in _PARTITIONS.items()
   }

@@ -27,9 +27,11 @@ _GRIDS: dict[Scale, dict[str, list[Setting]]] = {
     "mnist": product(learning_rate=[1e-3], damping=[1e-2, 1e-1]),
   },
   "cpu": {
-    "mnist": product(learning_rate=[1e-4, 1e-3], damping=[3e-3, 1e-2]),
-    "convnet": product(learning_rate=[3e-4, 3e-3], damping=[1e-3, 1e-2]),
-    "transformer": product(learning_rate=[3e-4, 3e-3], damping=[1e-3, 1e-2]),
+    "mnist": product(learning_rate=[1e-5, 1e-4, 1e-3], damping=[3e-4, 3e-3, 1e-2]),
+    "convnet": product(learning_rate=[3e-5, 3e-4, 3e-3], damping=[1e-4, 1e-3, 1e-2]),
+    "transformer": product(
+      learning_rate=[3e-5, 3e-4, 3e-3], damping=[1e-4, 1e-3, 1e-2]
+    ),
   },
   "paper": {
     "mnist": product(

@@ -5,7 +5,7 @@ Adam's length as controls; and what relative damping, periods and single layers 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
@@ -96,12 +96,14 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
     "cpu": [1e-3, 3e-3, 1e-2, 3e-2],
     "paper": [1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2],
   }[scale]
-  grid = product(learning_rate=rates)
 
   def optimizer(
-    build: Callable[..., optax.GradientTransformation], gradient: Any = empirical
+    build: Callable[..., optax.GradientTransformation],
+    gradient: Any = empirical,
+    **grid: Sequence[float],
   ) -> Optimizer:
-    return Optimizer(functools.partial(build, weight_decay=decay), grid, gradient)
+    settings = product(**({"learning_rate": rates} | grid))
+    return Optimizer(functools.partial(build, weight_decay=decay), settings, gradient)
 
   found = {
     "adam": optimizer(optax.adamw),
@@ -111,14 +113,14 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   if scale == "quick":
     return found
   return found | {
-    "shampoo on adam": optimizer(
-      functools.partial(baselines.shampoo_adam, damping=1e-4)
-    ),
+    "shampoo on adam": optimizer(baselines.shampoo_adam, damping=[1e-4, 1e-2]),
     "kfac on adam": optimizer(
-      functools.partial(baselines.kfac_adam, split="trace"), with_factors
+      functools.partial(baselines.kfac_adam, split="trace"),
+      with_factors,
+      damping=[1e-2, 0.1],
     ),
     "soap": optimizer(baselines.soap),
-    "muon": optimizer(baselines.muon),
+    "muon": optimizer(baselines.muon, learning_rate=[3 * rate for rate in rates]),
   }
 
 

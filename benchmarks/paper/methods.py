@@ -79,6 +79,7 @@ class Optimizer:
       iterator of batches to the state to train with: a warm start. Not jitted.
     common: names of hyperparameters that have one value for all settings that are
       trained side by side, such as periods, on which a ``lax.cond`` depends.
+    steps: number of updates; ``None`` is the task's.
   """
 
   build: Callable[..., optax.GradientTransformation]
@@ -86,3 +87,8 @@ class Optimizer:
   gradient: Gradient = empirical
   prepare: Callable[..., Any] | None = None
   common: tuple[str, ...] = ()
+  steps: int | None = None
+
+  def steps_of(self, task: Task) -> int:
+    """Number of updates in a training of ``task``."""
+    return task.steps if self.steps is None else self.steps

@@ -24,6 +24,7 @@ COLORS = {
   "shampoo on adam": "tab:brown",
   "kfac on adam": "tab:green",
   "mbf (1, 20), warm": "tab:cyan",
+  "mbf (10, 100), warm": "tab:cyan",
 }
 
 

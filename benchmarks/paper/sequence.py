@@ -54,8 +54,8 @@ class Size(NamedTuple):
 
 SIZES = {
   "quick": Size(8, 1, 2, 8, 4, 3, 1, 1, ("gru",), ("adam", "mbf_adam")),
-  "cpu": Size(64, 2, 4, 32, 16, 300, 3, 9),
-  "paper": Size(256, 4, 4, 256, 64, 5_000, 3, 9),
+  "cpu": Size(64, 2, 4, 32, 16, 300, 3, 16),
+  "paper": Size(256, 4, 4, 256, 64, 5_000, 3, 16),
 }
 
 
@@ -100,8 +100,8 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
   larger = [{"learning_rate": 3 * rate} for rate in RATES][: size.settings]
   pairs = [
     {"learning_rate": ratio * damping, "damping": damping}
-    for damping in (1e-4, 1e-3, 0.01)
-    for ratio in (0.3, 1.0, 3.0)
+    for damping in (1e-5, 1e-4, 1e-3, 0.01)
+    for ratio in (0.1, 0.3, 1.0, 3.0)
   ]
   return {
     "adam": Optimizer(optax.adam, rates),

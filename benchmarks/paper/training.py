@@ -97,8 +97,9 @@ def train(
   """
   settings = list(optimizer.settings if settings is None else settings)
   trainer = Trainer(task, optimizer, settings, seeds)
-  length = math.ceil(task.steps / points)
-  at = np.array([*range(0, task.steps, length), task.steps])
+  steps = optimizer.steps_of(task)
+  length = math.ceil(steps / points)
+  at = np.array([*range(0, steps, length), steps])
   restored = checkpoint and checkpoint.restore(trainer.expected(len(at)))
   if restored:
     done, progress = restored
@@ -116,7 +117,7 @@ def train(
     _update(bar, (end - done) * len(settings) * len(seeds))
     done = end
     if checkpoint is not None:
-      checkpoint.save(done, progress, last=done == task.steps)
+      checkpoint.save(done, progress, last=done == steps)
   return Runs(settings, progress.losses, at, progress.metrics)
 
 
@@ -199,7 +200,7 @@ class Trainer:
     names = jax.eval_shape(self.compiled.metrics, carry.variables)
     return Progress(
       carry,
-      np.full((*self._shape, self._task.steps), np.nan, np.float32),
+      np.full((*self._shape, self._optimizer.steps_of(self._task)), np.nan, np.float32),
       {name: np.full((*self._shape, points), np.nan, np.float32) for name in names},
     )
 

@@ -1,4 +1,4 @@
-"""The image classifiers of the CNN experiments, and how their rates decay."""
+"""The image classifiers of the CNN experiments: how long each method trains them."""
 
 import functools
 from collections.abc import Callable
@@ -17,28 +17,76 @@ from benchmarks.paper.tasks import Task, classification
 _BATCH = 128
 
 
+class Length(NamedTuple):
+  """Of a training.
+
+  Attributes:
+    steps: number of updates.
+    decay_every: of them the rate falls to a tenth.
+  """
+
+  steps: int
+  decay_every: int
+
+
+class Lengths(NamedTuple):
+  """Of trainings by a kind of method.
+
+  Attributes:
+    first_order: SGD, Adam and what moves as far as Adam.
+    mini_block: MBF.
+    kronecker: KFAC and Shampoo.
+  """
+
+  first_order: Length
+  mini_block: Length
+  kronecker: Length
+
+
 class _Plan(NamedTuple):
   """A network, its images, and how long it trains."""
 
   dataset: str
   model: nn.Module
-  steps: int
+  lengths: Lengths
   half: bool = False
+
+
+def _alike(steps: int) -> Lengths:
+  """One length for all methods, with the latest of the paper's decays.
+
+  In a few hundred steps the early ones would leave nothing to learn.
+  """
+  return Lengths(*[Length(steps, max(1, round(0.6 * steps)))] * 3)
+
+
+def _epochs(batches: int, *epochs: tuple[int, int]) -> Lengths:
+  """Lengths and decays in epochs of a number of batches."""
+  return Lengths(*(Length(total * batches, k * batches) for total, k in epochs))
+
+
+# Section 7 of the paper.
+_RESNET = (200, 40), (200, 60), (100, 80)
+_VGG = (200, 40), (150, 50), (100, 60)
 
 
 _PLANS: dict[Scale, dict[str, _Plan]] = {
   "quick": {
-    "resnet": _Plan("cifar10", models.ResNet(8, width=2), 8, half=True),
-    "vgg": _Plan("fashion_mnist", models.VGG(((2,), (4,)), 10, 8), 8, half=True),
+    "resnet": _Plan("cifar10", models.ResNet(8, width=2), _alike(8), half=True),
+    "vgg": _Plan(
+      "fashion_mnist", models.VGG(((2,), (4,)), 10, 8), _alike(8), half=True
+    ),
   },
   "cpu": {
-    "resnet": _Plan("cifar10", models.ResNet(8, width=8), 400, half=True),
-    "vgg": _Plan("fashion_mnist", models.VGG(((8,), (16,)), 10, 64), 400, half=True),
+    "resnet": _Plan("cifar10", models.ResNet(8, width=8), _alike(400), half=True),
+    "vgg": _Plan(
+      "fashion_mnist", models.VGG(((8,), (16,)), 10, 64), _alike(400), half=True
+    ),
   },
   "paper": {
-    "resnet": _Plan("cifar10", models.ResNet(32), 200 * 390),
-    "vgg16": _Plan("cifar100", models.VGG(models.VGG16, 100), 200 * 390),
-    "vgg11": _Plan("svhn_cropped", models.VGG(models.VGG11, 10), 200 * 572),
+    "resnet": _Plan("cifar10", models.ResNet(32), _epochs(390, *_RESNET)),
+    "vgg16": _Plan("cifar100", models.VGG(models.VGG16, 100), _epochs(390, *_VGG)),
+    "vgg11": _Plan("svhn_cropped", models.VGG(models.VGG11, 10), _epochs(572, *_VGG)),
   },
 }
 
@@ -49,41 +97,26 @@ def tasks(options: Options) -> dict[str, Task]:
 
 
 def task(name: str, options: Options) -> Task:
-  """One of the networks, with random flips and crops of its images."""
+  """One of the networks, with random flips and crops of its images.
+
+  Its number of steps is that of first-order methods.
+  """
   plan = _PLANS[options.scale][name]
+  steps = plan.lengths.first_order.steps
   images = data.images(plan.dataset, options, half=plan.half)
   augment = functools.partial(data.augment, pad=2 if plan.half else 4)
-  return classification(name, plan.model, images, _BATCH, plan.steps, augment)
+  return classification(name, plan.model, images, _BATCH, steps, augment)
 
 
-class Shares(NamedTuple):
-  """Of the whole training, after each of which the rate falls to a tenth.
-
-  Attributes:
-    first_order: of SGD, Adam and what moves as far as Adam.
-    mini_block: of MBF.
-    kronecker: of KFAC and Shampoo.
-  """
-
-  first_order: float
-  mini_block: float
-  kronecker: float
-
-
-# The paper: 40 of 200 epochs, 50 of 150, 60 of 100. In a few hundred steps the early
-# decays would leave nothing to learn, so on a CPU all methods share the latest one.
-SHARES: dict[Scale, Shares] = {
-  "quick": Shares(0.6, 0.6, 0.6),
-  "cpu": Shares(0.6, 0.6, 0.6),
-  "paper": Shares(0.2, 1 / 3, 0.6),
-}
+def lengths(name: str, scale: Scale) -> Lengths:
+  """How long each kind of method trains one of the networks."""
+  return _PLANS[scale][name].lengths
 
 
 def decaying(
-  build: Callable[..., optax.GradientTransformation], steps: int, share: float
+  build: Callable[..., optax.GradientTransformation], every: int
 ) -> Callable[..., optax.GradientTransformation]:
-  """``build`` with a rate that falls to a tenth after every ``share`` of the steps."""
-  every = max(1, round(share * steps))
+  """``build`` with a rate that falls to a tenth after every ``every`` steps."""
 
   def schedule(learning_rate: jax.Array, count: jax.Array) -> jax.Array:
     return learning_rate * jnp.float32(0.1) ** (count // every).astype(jnp.float32)

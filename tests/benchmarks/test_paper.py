@@ -6,13 +6,14 @@ import importlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import mbf_optax
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import apart, comparison, data, problems, report, steps
+from benchmarks.paper import apart, comparison, data, problems, report, steps, vision
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
@@ -96,6 +97,37 @@ def test_grid_of_settings_and_seeds_is_a_loop_over_them(monkeypatch, in_turn):
     held_out = task.metrics({"params": params}, task.test)["loss"]
     np.testing.assert_allclose(runs.final("test loss")[i, j], held_out, rtol=1e-4)
   assert not np.allclose(runs.losses[0, 0], runs.losses[0, 1])
+
+
+def test_an_optimizer_may_train_for_a_number_of_steps_of_its_own(task):
+  settings = [{"learning_rate": 1e-3}]
+  whole = train(task, Optimizer(optax.adam, settings), points=2)
+  shorter = Optimizer(optax.adam, settings, steps=5)
+  runs = train(task, shorter, points=2)
+  assert list(whole.at) == [0, 4, 8]
+  assert list(runs.at) == [0, 3, 5]
+  np.testing.assert_allclose(runs.losses, whole.losses[..., :5], rtol=1e-6)
+  assert comparison.work(task, {"adam": shorter}, seeds=3, search_seeds=2) == 5 * 5
+
+
+def test_paper_scale_has_the_papers_epochs_and_decays():
+  for name, batches in (("resnet", 390), ("vgg16", 390), ("vgg11", 572)):
+    found = [
+      (length.steps / batches, length.decay_every / batches)
+      for length in vision.lengths(name, "paper")
+    ]
+    mini_block = (200, 60) if name == "resnet" else (150, 50)
+    assert found == [(200, 40), mini_block, (100, 80 if name == "resnet" else 60)]
+
+
+def test_rates_fall_to_a_tenth_after_every_so_many_steps():
+  tx = vision.decaying(optax.sgd, 2)(learning_rate=1.0)
+  one = jnp.ones(())
+  state, moved = tx.init(one), []
+  for _ in range(5):
+    update, state = tx.update(one, state)
+    moved.append(update)
+  np.testing.assert_allclose(moved, [-1, -1, -0.1, -0.1, -0.01], rtol=1e-5)
 
 
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(task):
