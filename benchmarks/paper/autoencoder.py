@@ -45,12 +45,13 @@ def run(options: Options) -> Report:
   names = _TASKS[options.scale]
   tasks = {name: problems.autoencoder(name, options) for name in names}
   optimizers = {name: _optimizers(options.scale, name) for name in names}
-  search, seeds = problems.SEARCH_SEEDS[options.scale], _SEEDS[options.scale]
+  search = comparison.Search(problems.SEARCH_SEEDS[options.scale])
+  seeds = _SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in names)
   with comparison.session(options, "autoencoder", total) as session:
     outcomes = {
       name: comparison.compare(
-        tasks[name], optimizers[name], seeds, session, search_seeds=search
+        tasks[name], optimizers[name], seeds, session, search=search
       )
       for name in names
     }

@@ -38,6 +38,30 @@ class Outcome(NamedTuple):
     return self.runs.settings[0]
 
 
+class Search(NamedTuple):
+  """How a setting is chosen.
+
+  Attributes:
+    seeds: runs with every setting of the grid, from seed 0 on. A setting that diverges
+      from one of them is not chosen.
+    finalists: the best settings of those runs, which further runs tell apart.
+    final_seeds: of those further runs, after the first ones; none if there is one
+      finalist.
+  """
+
+  seeds: int = 1
+  finalists: int = 1
+  final_seeds: int = 0
+
+  def runs(self, optimizer: Optimizer) -> int:
+    """How many runs an optimizer's search takes."""
+    finalists = min(self.finalists, len(optimizer.settings))
+    return len(optimizer.settings) * self.seeds + finalists * self.final_seeds
+
+
+ONE_SEED = Search()
+
+
 class Session:
   """Trainings of one experiment: their progress bar and their checkpoints.
 
@@ -84,13 +108,13 @@ def session(options: Options, name: str, total: int) -> Iterator[Session]:
 
 
 def work(
-  task: Task, optimizers: Mapping[str, Optimizer], seeds: int, search_seeds: int = 1
+  task: Task,
+  optimizers: Mapping[str, Optimizer],
+  seeds: int,
+  search: Search = ONE_SEED,
 ) -> int:
   """Steps of single runs that :func:`compare` takes."""
-  return sum(
-    o.steps_of(task) * (len(o.settings) * search_seeds + seeds)
-    for o in optimizers.values()
-  )
+  return sum(o.steps_of(task) * (search.runs(o) + seeds) for o in optimizers.values())
 
 
 def compare(
@@ -101,20 +125,19 @@ def compare(
   points: int = 10,
   metric: str = "train loss",
   largest: bool = False,
-  search_seeds: int = 1,
+  search: Search = ONE_SEED,
 ) -> dict[str, Outcome]:
   """Searches, trains and times every optimizer.
 
   Args:
     task: what to train.
     optimizers: by name.
-    seeds: runs with the best setting, from the seeds after those of the search.
+    seeds: runs with the chosen setting, from seeds that the search has not seen.
     session: of the experiment.
     points: how many times metrics are taken in a run.
     metric: that the search goes by, at the end of the runs.
     largest: whether it is better the larger it is.
-    search_seeds: runs with every setting of the grid, from seed 0 on. A setting that
-      diverges from one of them is not chosen.
+    search: how the setting is chosen.
 
   Returns:
     Outcomes by name.
@@ -122,19 +145,30 @@ def compare(
   searches, runs = {}, {}
   for name, optimizer in optimizers.items():
     searches[name] = session.train(
-      f"{name} search", task, optimizer, seeds=range(search_seeds), points=points
+      f"{name} search", task, optimizer, seeds=range(search.seeds), points=points
     )
-    setting = optimizer.settings[searches[name].best(metric, largest)]
+    ranked = searches[name].ranked(metric, largest)[: search.finalists]
+    chosen, unseen = ranked[0], search.seeds + search.final_seeds
+    if search.final_seeds:
+      finals = session.train(
+        f"{name} finals",
+        task,
+        optimizer,
+        settings=[optimizer.settings[index] for index in ranked],
+        seeds=range(search.seeds, unseen),
+        points=points,
+      )
+      chosen = ranked[finals.best(metric, largest)]
     runs[name] = session.train(
       f"{name} seeds",
       task,
       optimizer,
-      settings=[setting],
-      seeds=range(search_seeds, search_seeds + seeds),
+      settings=[optimizer.settings[chosen]],
+      seeds=range(unseen, unseen + seeds),
       points=points,
     )
-  chosen = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
-  seconds = seconds_per_step(task, chosen, length=min(100, task.steps))
+  timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
+  seconds = seconds_per_step(task, timed, length=min(100, task.steps))
   return {n: Outcome(searches[n], runs[n], seconds[n]) for n in optimizers}
 
 

@@ -47,12 +47,15 @@ class Runs(NamedTuple):
     """``(settings, seeds)``: the last value of a metric."""
     return self.metrics[metric][..., -1]
 
-  def best(self, metric: str = "train loss", largest: bool = False) -> int:
-    """Index of the best setting by the seeds' mean; a setting with NaN loses."""
+  def ranked(self, metric: str = "train loss", largest: bool = False) -> list[int]:
+    """Indices of the settings, the best by the seeds' mean first, NaN last."""
     mean = self.final(metric).mean(-1)
-    worst = -math.inf if largest else math.inf
-    mean = np.where(np.isfinite(mean), mean, worst)
-    return int(mean.argmax() if largest else mean.argmin())
+    mean = np.where(np.isfinite(mean), -mean if largest else mean, math.inf)
+    return mean.argsort(stable=True).tolist()
+
+  def best(self, metric: str = "train loss", largest: bool = False) -> int:
+    """Index of the best setting."""
+    return self.ranked(metric, largest)[0]
 
   def only(self, index: int) -> "Runs":
     """The runs of one setting."""

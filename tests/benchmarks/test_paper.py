@@ -107,7 +107,7 @@ def test_an_optimizer_may_train_for_a_number_of_steps_of_its_own(task):
   assert list(whole.at) == [0, 4, 8]
   assert list(runs.at) == [0, 3, 5]
   np.testing.assert_allclose(runs.losses, whole.losses[..., :5], rtol=1e-6)
-  assert comparison.work(task, {"adam": shorter}, seeds=3, search_seeds=2) == 5 * 5
+  assert comparison.work(task, {"adam": shorter}, 3, comparison.Search(2)) == 5 * 5
 
 
 def test_paper_scale_has_the_papers_epochs_and_decays():
@@ -258,6 +258,22 @@ def test_missing_data_is_named_with_a_remedy(load, tmp_path):
 def test_records_are_plain_json():
   tree = {"a": np.float32(1.5), "b": [np.array([np.nan, 2.0])], "c": {1: "x"}}
   assert report.plain(tree) == {"a": 1.5, "b": [[None, 2.0]], "c": {"1": "x"}}
+
+
+def test_finals_choose_among_the_best_of_the_search(task, tmp_path):
+  rates = product(learning_rate=[1e-3, 1e-2, 1e-4])
+  search = comparison.Search(seeds=1, finalists=2, final_seeds=3)
+  adam = {"adam": Optimizer(optax.adam, rates)}
+  total = comparison.work(task, adam, 1, search)
+  with comparison.session(QUICK._replace(work=tmp_path), "name", total) as opened:
+    outcome = comparison.compare(task, adam, 1, opened, search=search)["adam"]
+    assert opened.bar.n == total
+  order = outcome.search.final("train loss")[:, 0].argsort()
+  finals = [train(task, adam["adam"], [rates[i]], seeds=(1, 2, 3)) for i in order[:2]]
+  losses = [runs.final("train loss").mean() for runs in finals]
+  assert outcome.setting == rates[order[np.argmin(losses)]]
+  unseen = train(task, adam["adam"], [outcome.setting], seeds=(4,))
+  np.testing.assert_allclose(outcome.runs.losses, unseen.losses, rtol=1e-6)
 
 
 def test_trainings_cannot_share_checkpoints(task, tmp_path):
