@@ -45,14 +45,12 @@ def run(options: Options) -> Report:
   names = _TASKS[options.scale]
   tasks = {name: problems.autoencoder(name, options) for name in names}
   optimizers = {name: _optimizers(options.scale, name) for name in names}
-  search = comparison.Search(problems.SEARCH_SEEDS[options.scale])
+  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
   seeds = _SEEDS[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in names)
   with comparison.session(options, "autoencoder", total) as session:
     outcomes = {
-      name: comparison.compare(
-        tasks[name], optimizers[name], seeds, session, search=search
-      )
+      name: comparison.compare(tasks[name], optimizers[name], seeds, session, search)
       for name in names
     }
   figure = comparison.comparison_figure(outcomes, ["test loss"])

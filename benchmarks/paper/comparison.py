@@ -1,6 +1,7 @@
 """Searches every optimizer's setting, trains with the best and times it."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ class Search(NamedTuple):
   """How a setting is chosen.
 
   Attributes:
+    metric: that decides, at the end of the runs.
+    largest: whether it is better the larger it is.
     seeds: runs with every setting of the grid, from seed 0 on. A setting that diverges
       from one of them is not chosen.
     finalists: the best settings of those runs, which further runs tell apart.
@@ -49,6 +52,8 @@ class Search(NamedTuple):
       finalist.
   """
 
+  metric: str = "train loss"
+  largest: bool = False
   seeds: int = 1
   finalists: int = 1
   final_seeds: int = 0
@@ -58,8 +63,12 @@ class Search(NamedTuple):
     finalists = min(self.finalists, len(optimizer.settings))
     return len(optimizer.settings) * self.seeds + finalists * self.final_seeds
 
+  def ranked(self, runs: Runs) -> list[int]:
+    """Indices of the settings, the best first."""
+    return runs.ranked(self.metric, self.largest)
 
-ONE_SEED = Search()
+
+BY_LOSS = Search()
 
 
 class Session:
@@ -111,7 +120,7 @@ def work(
   task: Task,
   optimizers: Mapping[str, Optimizer],
   seeds: int,
-  search: Search = ONE_SEED,
+  search: Search = BY_LOSS,
 ) -> int:
   """Steps of single runs that :func:`compare` takes."""
   return sum(o.steps_of(task) * (search.runs(o) + seeds) for o in optimizers.values())
@@ -122,10 +131,8 @@ def compare(
   optimizers: Mapping[str, Optimizer],
   seeds: int,
   session: Session,
+  search: Search = BY_LOSS,
   points: int = 10,
-  metric: str = "train loss",
-  largest: bool = False,
-  search: Search = ONE_SEED,
 ) -> dict[str, Outcome]:
   """Searches, trains and times every optimizer.
 
@@ -134,38 +141,27 @@ def compare(
     optimizers: by name.
     seeds: runs with the chosen setting, from seeds that the search has not seen.
     session: of the experiment.
-    points: how many times metrics are taken in a run.
-    metric: that the search goes by, at the end of the runs.
-    largest: whether it is better the larger it is.
     search: how the setting is chosen.
+    points: how many times metrics are taken in a run; once in those of the search.
 
   Returns:
     Outcomes by name.
   """
   searches, runs = {}, {}
+  unseen = search.seeds + search.final_seeds
   for name, optimizer in optimizers.items():
-    searches[name] = session.train(
-      f"{name} search", task, optimizer, seeds=range(search.seeds), points=points
-    )
-    ranked = searches[name].ranked(metric, largest)[: search.finalists]
-    chosen, unseen = ranked[0], search.seeds + search.final_seeds
+    trained = functools.partial(session.train, task=task, optimizer=optimizer)
+    searched = functools.partial(trained, points=1, chunks=points)
+    searches[name] = searched(f"{name} search", seeds=range(search.seeds))
+    ranked = [optimizer.settings[i] for i in search.ranked(searches[name])]
+    best = ranked[: search.finalists]
     if search.final_seeds:
-      finals = session.train(
-        f"{name} finals",
-        task,
-        optimizer,
-        settings=[optimizer.settings[index] for index in ranked],
-        seeds=range(search.seeds, unseen),
-        points=points,
-      )
-      chosen = ranked[finals.best(metric, largest)]
-    runs[name] = session.train(
-      f"{name} seeds",
-      task,
-      optimizer,
-      settings=[optimizer.settings[chosen]],
-      seeds=range(unseen, unseen + seeds),
-      points=points,
+      seen = range(search.seeds, unseen)
+      finals = searched(f"{name} finals", settings=best, seeds=seen)
+      best = [best[i] for i in search.ranked(finals)]
+    seeded = range(unseen, unseen + seeds)
+    runs[name] = trained(
+      f"{name} seeds", settings=best[:1], seeds=seeded, points=points
     )
   timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))

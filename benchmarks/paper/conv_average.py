@@ -19,12 +19,11 @@ def run(options: Options) -> Report:
   tasks = vision.tasks(options)
   seeds = problems.SEEDS[options.scale]
   optimizers = {name: _optimizers(options.scale, name) for name in tasks}
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
+  search = comparison.Search("test accuracy", largest=True)
+  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "conv_average", total) as session:
     outcomes = {
-      name: comparison.compare(
-        task, optimizers[name], seeds, session, metric="test accuracy", largest=True
-      )
+      name: comparison.compare(task, optimizers[name], seeds, session, search)
       for name, task in tasks.items()
     }
   metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}

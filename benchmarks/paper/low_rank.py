@@ -34,11 +34,11 @@ def run(options: Options) -> Report:
     "wide": _optimizers(options.scale, _WIDE),
   }
   seeds = problems.SEEDS[options.scale]
-  search = comparison.Search(problems.SEARCH_SEEDS[options.scale])
+  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "low_rank", total) as session:
     outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session, search=search)
+      name: comparison.compare(task, optimizers[name], seeds, session, search)
       for name, task in tasks.items()
     }
   parts = []

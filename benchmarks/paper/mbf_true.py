@@ -26,11 +26,11 @@ def run(options: Options) -> Report:
     for name in tasks
   }
   seeds = problems.SEEDS[options.scale]
-  search = comparison.Search(problems.SEARCH_SEEDS[options.scale])
+  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
   with comparison.session(options, "mbf_true", total) as session:
     outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session, search=search)
+      name: comparison.compare(task, optimizers[name], seeds, session, search)
       for name, task in tasks.items()
     }
   parts = []

@@ -18,6 +18,7 @@ from benchmarks.models import Transformer
 from benchmarks.paper import data, tasks
 from benchmarks.paper.comparison import (
   Outcome,
+  Search,
   Session,
   compare,
   comparison_figure,
@@ -115,7 +116,7 @@ def _compare(
   task: tasks.Task, grids: dict[str, Optimizer], seeds: int, opened: Session
 ) -> dict[str, Outcome]:
   """All optimizers, and mbf_adam once more with Adam's learning rate."""
-  outcomes = compare(task, grids, seeds, opened, points=POINTS, metric="test loss")
+  outcomes = compare(task, grids, seeds, opened, Search("test loss"), POINTS)
   runs = opened.train(
     ADAMS_RATE,
     task,

@@ -80,6 +80,7 @@ def train(
   settings: Sequence[Setting] | None = None,
   seeds: Sequence[int] = (0,),
   points: int = 10,
+  chunks: int = 1,
   bar: tqdm | None = None,
   checkpoint: Checkpoint | None = None,
 ) -> Runs:
@@ -91,7 +92,9 @@ def train(
     settings: settings to train with.
     seeds: of the first parameters, the order of the data and everything random.
     points: how many times metrics are taken after the first time, at the start, evenly
-      spaced; training is compiled in chunks of the steps between them.
+      spaced.
+    chunks: parts of equal length of what lies between two points; one is compiled, and
+      a checkpoint may follow each.
     bar: a progress bar that is advanced by one for a step of a run.
     checkpoint: where to save after chunks, and whether to resume from there.
 
@@ -101,8 +104,9 @@ def train(
   settings = list(optimizer.settings if settings is None else settings)
   trainer = Trainer(task, optimizer, settings, seeds)
   steps = optimizer.steps_of(task)
-  length = math.ceil(steps / points)
-  at = np.array([*range(0, steps, length), steps])
+  length = math.ceil(steps / (points * chunks))
+  ends = [*range(0, steps, length), steps]
+  at = ends[:-1:chunks] + ends[-1:]
   restored = checkpoint and checkpoint.restore(trainer.expected(len(at)))
   if restored:
     done, progress = restored
@@ -110,18 +114,19 @@ def train(
     done, progress = 0, trainer.start(len(at))
     trainer.evaluate(progress, 0)
   _update(bar, done * len(settings) * len(seeds))
-  for point, end in enumerate(at.tolist()):
+  for end in ends:
     if end <= done:
       continue
     carry, losses = trainer.advance(progress.carry, done, end - done)
     progress.losses[..., done:end] = losses
     progress = progress._replace(carry=carry)
-    trainer.evaluate(progress, point)
+    if end in at:
+      trainer.evaluate(progress, at.index(end))
     _update(bar, (end - done) * len(settings) * len(seeds))
     done = end
     if checkpoint is not None:
       checkpoint.save(done, progress, last=done == steps)
-  return Runs(settings, progress.losses, at, progress.metrics)
+  return Runs(settings, progress.losses, np.array(at), progress.metrics)
 
 
 def _update(bar: tqdm | None, steps: int) -> None:

@@ -107,7 +107,21 @@ def test_an_optimizer_may_train_for_a_number_of_steps_of_its_own(task):
   assert list(whole.at) == [0, 4, 8]
   assert list(runs.at) == [0, 3, 5]
   np.testing.assert_allclose(runs.losses, whole.losses[..., :5], rtol=1e-6)
-  assert comparison.work(task, {"adam": shorter}, 3, comparison.Search(2)) == 5 * 5
+  assert (
+    comparison.work(task, {"adam": shorter}, 3, comparison.Search(seeds=2)) == 5 * 5
+  )
+
+
+def test_chunks_between_points_change_nothing(task):
+  optimizer = Optimizer(optax.adam, [{"learning_rate": 1e-3}])
+  whole = train(task, optimizer, points=1)
+  for points, chunks, at in ((1, 3, [0, 8]), (2, 2, [0, 4, 8]), (1, 10, [0, 8])):
+    runs = train(task, optimizer, points=points, chunks=chunks)
+    assert list(runs.at) == at
+    np.testing.assert_allclose(runs.losses, whole.losses, rtol=1e-6)
+    for name, values in runs.metrics.items():
+      assert np.isfinite(values).all()
+      np.testing.assert_allclose(values[..., -1], whole.final(name), rtol=1e-6)
 
 
 def test_paper_scale_has_the_papers_epochs_and_decays():
@@ -266,7 +280,7 @@ def test_finals_choose_among_the_best_of_the_search(task, tmp_path):
   adam = {"adam": Optimizer(optax.adam, rates)}
   total = comparison.work(task, adam, 1, search)
   with comparison.session(QUICK._replace(work=tmp_path), "name", total) as opened:
-    outcome = comparison.compare(task, adam, 1, opened, search=search)["adam"]
+    outcome = comparison.compare(task, adam, 1, opened, search)["adam"]
     assert opened.bar.n == total
   order = outcome.search.final("train loss")[:, 0].argsort()
   finals = [train(task, adam["adam"], [rates[i]], seeds=(1, 2, 3)) for i in order[:2]]
