@@ -26,6 +26,15 @@ def select(tree: Any, run: tuple[int, ...]) -> Any:
   return jax.tree.map(lambda x: x[run] if x.ndim else jnp.copy(x), tree)
 
 
+def beside(layout: Carry, carries: Iterable[Carry]) -> Carry:
+  """All runs, from each one's carry, with the shapes of ``layout``."""
+
+  def stacked(like: jax.ShapeDtypeStruct, *leaves: jax.Array) -> jax.Array:
+    return jnp.stack(leaves).reshape(like.shape) if like.ndim else leaves[0]
+
+  return jax.tree.map(stacked, layout, *carries)
+
+
 def join(
   before: Carry, runs: Sequence[tuple[Carry, np.ndarray]]
 ) -> tuple[Carry, np.ndarray]:
@@ -38,12 +47,8 @@ def join(
   Returns:
     All runs, and losses ``(settings, seeds, steps)``.
   """
-
-  def beside(old: jax.Array, *new: jax.Array) -> jax.Array:
-    return jnp.stack(new).reshape(old.shape) if old.ndim else new[0]
-
   carries, losses = zip(*runs, strict=True)
-  carry = jax.tree.map(beside, before, *carries)
+  carry = beside(before, carries)
   shape = jax.tree.leaves(carry.variables)[0].shape[:2]
   return carry, np.stack(losses).reshape(*shape, -1)
 

@@ -188,6 +188,13 @@ class Trainer:
 
   def start(self, points: int) -> Progress:
     """Every run before its first step, with room for metrics at a number of points."""
+    if self.compiled.apart and self._optimizer.prepare is None:
+      layout, each = self.expected(points).carry, np.ndindex(self._shape)
+      fresh = (
+        self.compiled.fresh(self._setting(setting), self._keys[seed])
+        for setting, seed in each
+      )
+      return self._progress(points, apart.beside(layout, fresh))
     order = self._order(0, _WARM_BATCHES)
     return self._progress(
       points, self._each(self._begin)(self._hyper, self._keys, order)
@@ -229,13 +236,16 @@ class Trainer:
 
   def one(self, arguments: tuple, run: tuple[int, int]) -> tuple:
     """``arguments`` of one setting and seed, for ``compiled.alone``."""
-    hyper, carry, keys, order, numbers, data = arguments
+    _, carry, keys, order, numbers, data = arguments
     setting, seed = run
-    hyper = {
-      k: value if value.ndim == 0 else value[setting] for k, value in hyper.items()
-    }
     carry = apart.select(carry, run)
-    return hyper, carry, keys[seed], order[seed], numbers, data
+    return self._setting(setting), carry, keys[seed], order[seed], numbers, data
+
+  def _setting(self, index: int) -> dict[str, jax.Array]:
+    return {
+      name: value if value.ndim == 0 else value[index]
+      for name, value in self._hyper.items()
+    }
 
   def evaluate(self, progress: Progress, point: int) -> None:
     """Enters metrics on training and held-out data into ``progress``."""
