@@ -161,7 +161,7 @@ class Compiled:
     self.metrics_alone = functools.partial(apart.metrics, jax.jit(task.metrics), slices)
 
 
-_compiled = functools.lru_cache(maxsize=8)(Compiled)
+_compiled = functools.lru_cache(maxsize=16)(Compiled)
 
 
 class Trainer:
