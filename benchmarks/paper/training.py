@@ -153,7 +153,7 @@ class Compiled:
     inner = jax.vmap(chunk, (None, self.axes, 0, 0, None, None), (self.axes, 0))
     outer = jax.vmap(inner, (self.hyper_axes, self.axes, *[None] * 4), (self.axes, 0))
     self.chunk = jax.jit(outer, donate_argnums=1)
-    self.fresh = jax.jit(functools.partial(_fresh, task, build))
+    self.fresh = functools.partial(_fresh, task, build)
     slices = {"train": _slices(task, task.train), "test": _slices(task, task.test)}
     metrics = functools.partial(_metrics, task, slices)
     self.metrics = jax.jit(jax.vmap(jax.vmap(metrics)))
@@ -161,6 +161,7 @@ class Compiled:
     self.metrics_alone = functools.partial(apart.metrics, jax.jit(task.metrics), slices)
 
 
+_first_variables = functools.lru_cache(maxsize=8)(lambda task: jax.jit(task.init))
 _compiled = functools.lru_cache(maxsize=16)(Compiled)
 
 
@@ -299,8 +300,18 @@ def _fresh(
   hyper: dict[str, jax.Array],
   key: jax.Array,
 ) -> Carry:
-  variables = task.init(key)
-  return Carry(variables, build(**hyper).init(variables["params"]))
+  """A run before its first step; a network's beginning serves all optimizers."""
+  variables = _first_variables(task)(key)
+  return Carry(variables, _first_state(build, hyper, variables["params"]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_state(
+  build: Callable[..., optax.GradientTransformation],
+  hyper: dict[str, jax.Array],
+  params: optax.Params,
+) -> optax.OptState:
+  return build(**hyper).init(params)
 
 
 def _batched_axes(
