@@ -122,7 +122,8 @@ def mbf_adam(
     b2: Adam's second decay, in ``[0, 1)``.
     eps: Adam's epsilon.
     curvature_ema: decay of MBF's statistics, in ``[0, 1)``.
-    curvature_update_period: updates between statistics.
+    curvature_update_period: updates between statistics. Where convolutions take most
+      of a step, 1 here and 2 below cost next to nothing.
     inverse_update_period: updates between inverses.
     weight_decay: decoupled weight decay, as in ``optax.adamw``.
     weight_decay_mask: tree of booleans, or a function from parameters to one: which

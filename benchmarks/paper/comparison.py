@@ -222,13 +222,12 @@ def comparison_table(
 def comparison_figure(
   outcomes: Mapping[str, Mapping[str, Outcome]],
   metrics: Sequence[str] = (),
-  log: bool = True,
 ) -> matplotlib.figure.Figure:
   """Training loss against steps and seconds, and metrics, one row for each task."""
   columns = 2 + len(metrics)
   figure, grid = report.axes(len(outcomes), columns, width=4.2)
   for row, (task, results) in zip(grid, outcomes.items(), strict=True):
-    shortest = min(o.seconds * o.runs.at[-1] for o in results.values())
+    lasted = [o.seconds * o.runs.at[-1] for o in results.values()]
     for name, outcome in results.items():
       style = {"label": name, "color": report.COLORS.get(name)}
       losses = report.smooth(outcome.runs.losses[0])
@@ -238,25 +237,26 @@ def comparison_figure(
       for ax, metric in zip(row[2:], metrics, strict=True):
         report.curve(ax, outcome.runs.at, outcome.runs.metrics[metric][0], **style)
     row[0].set(xlabel="steps", ylabel=f"{task}: training loss")
-    row[1].set(xlabel="seconds", xlim=(0, 4 * shortest))
-    for ax, metric in zip(row[2:], metrics, strict=True):
-      ax.set(xlabel="steps", ylabel=metric)
+    row[1].set(xlabel="seconds", xlim=(0, min(4 * min(lasted), max(lasted))))
     _around(row[:2], [o.runs.losses[0] for o in results.values()])
     for ax, metric in zip(row[2:], metrics, strict=True):
+      ax.set(xlabel="steps", ylabel=metric)
+      values = [o.runs.metrics[metric][0] for o in results.values()]
       if metric.endswith("loss"):
-        _around([ax], [o.runs.metrics[metric][0] for o in results.values()])
-    for ax in row if log else ():
-      report.log_scale(ax)
+        _around([ax], values)
+      else:  # the first one, of an untrained network, would hide all differences
+        ax.set_ylim(bottom=min(float(np.nanmin(v[:, 1:])) for v in values))
     row[-1].legend(frameon=False, fontsize=8)
   return figure
 
 
 def _around(axes: Sequence[matplotlib.axes.Axes], losses: Sequence[np.ndarray]) -> None:
-  """Ends the axes a little above the first losses: no divergence hides the rest."""
+  """Logarithmic, to a little above the first losses: no divergence hides the rest."""
   lowest = min(float(np.nanmin(values)) for values in losses)
   first = max(float(values[:, 0].max()) for values in losses)
   for ax in axes:
     ax.set_ylim(0.95 * lowest, 1.1 * first)
+    report.log_scale(ax)
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ COLORS = {
   "soap": "tab:pink",
   "mbf": "tab:orange",
   "mbf_adam": "tab:red",
+  "mbf_adam (1, 2)": "tab:pink",
   "mbf_true": "tab:olive",
   "mbf averaged": "tab:olive",
   "momentum on adam": "tab:cyan",
