@@ -228,8 +228,9 @@ def comparison_figure(
   figure, grid = report.axes(len(outcomes), columns, width=4.2)
   for row, (task, results) in zip(grid, outcomes.items(), strict=True):
     lasted = [o.seconds * o.runs.at[-1] for o in results.values()]
+    colors = report.colors(results)
     for name, outcome in results.items():
-      style = {"label": name, "color": report.COLORS.get(name)}
+      style = {"label": name, "color": colors[name]}
       losses = report.smooth(outcome.runs.losses[0])
       steps = 1 + np.arange(losses.shape[-1])
       report.curve(row[0], steps, losses, **style)

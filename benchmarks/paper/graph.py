@@ -18,7 +18,7 @@ from benchmarks.paper import data
 from benchmarks.paper.comparison import Outcome, Session, on_grid_edge, session
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.methods import Optimizer
-from benchmarks.paper.report import COLORS, axes, curve, describe, spread, table
+from benchmarks.paper.report import axes, colors, curve, describe, spread, table
 from benchmarks.paper.studies.following import Alignment, alignment
 from benchmarks.paper.studies.networks import GraphNetwork, Sparse
 from benchmarks.paper.tasks import Task
@@ -258,14 +258,11 @@ def _alignment_table(aligned: dict[str, list[Alignment]]) -> str:
   return f"{title}\n\n{table(titles, rows)}"
 
 
-_MORE_COLORS = {"mbf_adam, own damping": "tab:brown", "mbf_adam, low rank": "tab:cyan"}
-
-
 def _figure(outcomes: dict[str, Outcome]) -> matplotlib.figure.Figure:
   figure, grid = axes(1, 2, width=4.2)
+  chosen = colors(outcomes)
   for name, outcome in outcomes.items():
-    color = COLORS.get(name, _MORE_COLORS.get(name))
-    style = {"label": name, "color": color}
+    style = {"label": name, "color": chosen[name]}
     losses = outcome.runs.losses[0]
     curve(grid[0, 0], np.arange(losses.shape[-1]), losses, **style)
     accuracy = 100 * outcome.runs.metrics["test accuracy"][0]

@@ -1,13 +1,14 @@
 """Tables in Markdown, curves with bands, and plain JSON."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
+from matplotlib.colors import TABLEAU_COLORS
 
 COLORS = {
   "sgd": "tab:gray",
@@ -27,6 +28,18 @@ COLORS = {
   "mbf (1, 20), warm": "tab:cyan",
   "mbf (10, 100), warm": "tab:cyan",
 }
+
+
+def colors(names: Collection[str]) -> dict[str, str]:
+  """Colours for the curves of one picture, the same in every picture where they can.
+
+  Args:
+    names: of the curves; at most as many of them may be absent from ``COLORS`` as the
+      others leave free of ten.
+  """
+  known = {name: COLORS[name] for name in names if name in COLORS}
+  free = (color for color in TABLEAU_COLORS if color not in known.values())
+  return {name: known[name] if name in known else next(free) for name in names}
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

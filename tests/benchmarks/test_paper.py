@@ -274,6 +274,14 @@ def test_records_are_plain_json():
   assert report.plain(tree) == {"a": 1.5, "b": [[None, 2.0]], "c": {"1": "x"}}
 
 
+def test_curves_of_one_picture_have_colors_of_their_own():
+  names = ["adam", "mbf full", "mbf", "mbf shared", "mbf_adam"]
+  chosen = report.colors(names)
+  assert list(chosen) == names
+  assert len(set(chosen.values())) == len(names)
+  assert chosen["adam"] == report.colors(["x", "adam"])["adam"]
+
+
 def test_finals_choose_among_the_best_of_the_search(task, tmp_path):
   rates = product(learning_rate=[1e-3, 1e-2, 1e-4])
   search = comparison.Search(seeds=1, finalists=2, final_seeds=3)
