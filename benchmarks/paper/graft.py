@@ -113,11 +113,12 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   if scale == "quick":
     return found
   return found | {
-    "shampoo on adam": optimizer(baselines.shampoo_adam, damping=[1e-4, 1e-2]),
+    # Larger dampings, 1e-2 and 0.1, were worse on every task that they were tried on.
+    "shampoo on adam": optimizer(baselines.shampoo_adam, damping=[1e-4]),
     "kfac on adam": optimizer(
       functools.partial(baselines.kfac_adam, split="trace"),
       with_factors,
-      damping=[1e-2, 0.1],
+      damping=[1e-2],
     ),
     "soap": optimizer(baselines.soap),
     "muon": optimizer(baselines.muon, learning_rate=[3 * rate for rate in rates]),
