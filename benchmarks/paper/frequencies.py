@@ -16,7 +16,7 @@ from benchmarks.paper import comparison, problems, report
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.measure import seconds_per_step
 from benchmarks.paper.methods import Optimizer, Setting, warm
-from benchmarks.paper.optimizers import product
+from benchmarks.paper.optimizers import product, with_ratio
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.training import Runs
 
@@ -28,21 +28,15 @@ _GRIDS: dict[Scale, dict[str, list[Setting]]] = {
   },
   "cpu": {
     "mnist": product(learning_rate=[1e-5, 1e-4, 1e-3], damping=[3e-4, 3e-3, 1e-2]),
-    "convnet": product(learning_rate=[3e-5, 3e-4, 3e-3], damping=[1e-4, 1e-3, 1e-2]),
-    "transformer": product(
-      learning_rate=[3e-5, 3e-4, 3e-3], damping=[1e-4, 1e-3, 1e-2]
-    ),
+    "convnet": with_ratio([3e-5, 3e-4, 3e-3], [0.1, 0.3, 1.0]),
+    "transformer": with_ratio([1e-5, 1e-3], [0.3, 1.0]),
   },
   "paper": {
     "mnist": product(
       learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3], damping=[3e-4, 1e-3, 3e-3, 1e-2]
     ),
-    "convnet": product(
-      learning_rate=[1e-4, 3e-4, 1e-3, 3e-3], damping=[3e-4, 1e-3, 3e-3, 1e-2]
-    ),
-    "transformer": product(
-      learning_rate=[1e-4, 3e-4, 1e-3, 3e-3], damping=[3e-4, 1e-3, 3e-3, 1e-2]
-    ),
+    "convnet": with_ratio([3e-5, 1e-4, 3e-4, 1e-3, 3e-3], [0.1, 0.3, 1.0, 3.0]),
+    "transformer": with_ratio([1e-5, 1e-4, 1e-3, 1e-2], [0.1, 0.3, 1.0, 3.0]),
   },
 }
 _SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 1, "paper": 5}

@@ -28,6 +28,11 @@ def product(**values: Sequence[float]) -> list[Setting]:
   return [dict(zip(values, combination, strict=True)) for combination in combinations]
 
 
+def with_ratio(damping: Sequence[float], ratio: Sequence[float]) -> list[Setting]:
+  """Dampings, and every one with learning rates that are multiples of it."""
+  return [{"learning_rate": r * d, "damping": d} for d in damping for r in ratio]
+
+
 def with_factors(
   task: Task, variables: Variables, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:

@@ -29,6 +29,7 @@ from benchmarks.paper.comparison import (
 )
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.methods import Optimizer
+from benchmarks.paper.optimizers import with_ratio
 from benchmarks.paper.report import table
 from benchmarks.paper.studies.networks import Gru
 
@@ -99,11 +100,7 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
   """Each with its grid, of ``size.settings`` settings at most."""
   rates = [{"learning_rate": rate} for rate in RATES][: size.settings]
   larger = [{"learning_rate": 3 * rate} for rate in RATES][: size.settings]
-  pairs = [
-    {"learning_rate": ratio * damping, "damping": damping}
-    for damping in (1e-5, 1e-4, 1e-3, 0.01)
-    for ratio in (0.1, 0.3, 1.0, 3.0)
-  ]
+  pairs = with_ratio((1e-5, 1e-4, 1e-3, 0.01), (0.1, 0.3, 1.0, 3.0))
   return {
     "adam": Optimizer(optax.adam, rates),
     "muon": Optimizer(baselines.muon, larger),
