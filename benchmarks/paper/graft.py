@@ -113,10 +113,21 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   if scale == "quick":
     return found
   return found | {
-    # Larger dampings, 1e-2 and 0.1, were worse on every task that they were tried on.
-    "shampoo on adam": optimizer(baselines.shampoo_adam, damping=[1e-4]),
+    # The periods are mbf_adam's. Larger dampings, 1e-2 and 0.1, were worse wherever they
+    # were tried.
+    "shampoo on adam": optimizer(
+      functools.partial(
+        baselines.shampoo_adam, statistics_update_period=5, inverse_update_period=20
+      ),
+      damping=[1e-4],
+    ),
     "kfac on adam": optimizer(
-      functools.partial(baselines.kfac_adam, split="trace"),
+      functools.partial(
+        baselines.kfac_adam,
+        split="trace",
+        factor_update_period=5,
+        inverse_update_period=20,
+      ),
       with_factors,
       damping=[1e-2],
     ),
