@@ -13,8 +13,14 @@ import jax
 import optax
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+def _set_promotion(dtypes, ranks):
+  """For all threads, as a context is not."""
+  jax.config.update("jax_numpy_dtype_promotion", dtypes)
+  jax.config.update("jax_numpy_rank_promotion", ranks)
+
+
+_set_promotion("strict", "raise")
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("reproducible")
@@ -40,7 +46,6 @@ optax.scale_by_adam = _lenient(optax.scale_by_adam)
 @pytest.fixture(autouse=True)
 def _promotion(request):
   if request.node.get_closest_marker("promotes"):
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-      yield
-  else:
-    yield
+    _set_promotion("standard", "allow")
+  yield
+  _set_promotion("strict", "raise")

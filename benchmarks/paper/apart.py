@@ -1,12 +1,14 @@
-"""Runs one after another, which on a CPU is faster than side by side.
+"""Runs each on its own, which on a CPU is faster than side by side in one program.
 
 Products of matrices, with one for each run, take a CPU one and a half to two times as
 long as those of one run after the other, convolutions two to four times, and a loop
 over batches slows convolutions down again. A GPU wants everything at once.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,24 @@ import numpy as np
 from benchmarks.paper.steps import Carry, take
 from benchmarks.paper.tasks import Batch, Metrics, Variables
 
+Result = TypeVar("Result")
+
 
 def is_faster() -> bool:
   """Whether the backend is a CPU."""
   return jax.default_backend() == "cpu"
+
+
+def each(
+  function: Callable[[tuple[int, ...]], Result], shape: tuple[int, ...]
+) -> list[Result]:
+  """``function`` of every run's index, as many runs at once as there are cores.
+
+  A step of a small network leaves cores idle: on two of them, two runs at once are 1.15
+  to 1.4 times as fast as in turn.
+  """
+  with ThreadPoolExecutor(os.cpu_count()) as executor:
+    return list(executor.map(function, np.ndindex(shape)))
 
 
 def select(tree: Any, run: tuple[int, ...]) -> Any:

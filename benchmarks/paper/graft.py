@@ -113,8 +113,8 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   if scale == "quick":
     return found
   return found | {
-    # The periods are mbf_adam's. Larger dampings, 1e-2 and 0.1, were worse wherever they
-    # were tried.
+    # The periods are mbf_adam's. Larger dampings, 1e-2 and 0.1, were worse wherever
+    # they were tried.
     "shampoo on adam": optimizer(
       functools.partial(
         baselines.shampoo_adam, statistics_update_period=5, inverse_update_period=20

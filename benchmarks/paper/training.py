@@ -224,8 +224,11 @@ class Trainer:
     """The runs after ``steps`` more steps, and losses ``(settings, seeds, steps)``."""
     arguments = self.arguments(carry, done, steps)
     if self.compiled.apart:
-      each = (self.one(arguments, run) for run in np.ndindex(self._shape))
-      return apart.join(carry, [in_calls(self.compiled.alone, one) for one in each])
+
+      def trained(run: tuple[int, ...]) -> tuple[Carry, np.ndarray]:
+        return in_calls(self.compiled.alone, self.one(arguments, run))
+
+      return apart.join(carry, apart.each(trained, self._shape))
     carry, losses = in_calls(self.compiled.chunk, arguments)
     return carry, np.asarray(losses)
 
@@ -252,8 +255,11 @@ class Trainer:
     """Enters metrics on training and held-out data into ``progress``."""
     variables = progress.carry.variables
     if self.compiled.apart:
-      each = [apart.select(variables, run) for run in np.ndindex(self._shape)]
-      values = apart.join_metrics(map(self.compiled.metrics_alone, each), self._shape)
+
+      def measured(run: tuple[int, ...]) -> dict[str, float]:
+        return self.compiled.metrics_alone(apart.select(variables, run))
+
+      values = apart.join_metrics(apart.each(measured, self._shape), self._shape)
     else:
       values = jax.device_get(self.compiled.metrics(variables))
     for name, value in values.items():
