@@ -72,10 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "mbf_adam, bfloat16 inverses": {"inverse_dtype": "bfloat16"},
   "mbf_adam, staggered": {"staggered": True},
 }
-DAMPED = (
-  *((3e-5, 3e-5), (1e-4, 1e-4), (1e-4, 3e-4)),  # images want a small damping
-  *((1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2)),
-)
+DAMPED = ((1e-4, 3e-4), (1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2))
 
 
 def race(task: Task) -> dict[str, Finish]:
