@@ -1,4 +1,6 @@
-"""Runs one after another are the runs side by side."""
+"""Runs each on its own are the runs side by side."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -25,16 +27,16 @@ def convnet():
   return tasks.classification("tiny", model, Data(x, y, x[:9], y[:9]), 8, 4)
 
 
-def test_one_after_another_ends_where_side_by_side_does(monkeypatch):
+def test_each_on_its_own_ends_where_side_by_side_does(monkeypatch):
   monkeypatch.setattr(apart, "is_faster", lambda: True)
-  in_turn = train(convnet(), MBF, seeds=(3, 4, 5), points=2)
+  alone = train(convnet(), MBF, seeds=(3, 4, 5), points=2)
   monkeypatch.setattr(apart, "is_faster", lambda: False)
   together = train(convnet(), MBF, seeds=(3, 4, 5), points=2)
-  assert in_turn.losses.shape == (2, 3, 4)
-  np.testing.assert_allclose(in_turn.losses, together.losses, rtol=1e-4)
-  assert len(np.unique(in_turn.losses[..., -1])) == 6
-  assert set(in_turn.metrics) == set(together.metrics)
-  for name, values in in_turn.metrics.items():
+  assert alone.losses.shape == (2, 3, 4)
+  np.testing.assert_allclose(alone.losses, together.losses, rtol=1e-4)
+  assert len(np.unique(alone.losses[..., -1])) == 6
+  assert set(alone.metrics) == set(together.metrics)
+  for name, values in alone.metrics.items():
     np.testing.assert_allclose(values, together.metrics[name], rtol=1e-4, err_msg=name)
 
 
@@ -42,3 +44,14 @@ def test_one_after_another_ends_where_side_by_side_does(monkeypatch):
 def test_runs_take_turns_on_a_cpu_alone(monkeypatch, backend):
   monkeypatch.setattr(apart.jax, "default_backend", lambda: backend)
   assert apart.is_faster() == (backend == "cpu")
+
+
+def test_results_come_in_the_order_of_runs_from_threads_at_once(monkeypatch):
+  monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+  together = threading.Barrier(2)
+
+  def run(index):
+    together.wait(timeout=60)
+    return index
+
+  assert apart.each(run, (1, 2)) == [(0, 0), (0, 1)]
