@@ -178,12 +178,12 @@ def _figure(outcomes: Mapping[str, Outcomes]) -> matplotlib.figure.Figure:
       steps = 1 + np.arange(losses.shape[-1])
       report.curve(row[1], steps, losses, **style)
       report.curve(row[2], steps * outcome.seconds, losses, **style)
-    lasted = [o.seconds * len(steps) for o in results.values()]
+    longest = max(o.seconds for o in results.values()) * len(steps)
     row[0].set(ylabel=f"{name}: training loss", xticks=range(len(PERIODS)))
     row[0].set_xticklabels([f"{a},{b}" for a, b in PERIODS])
     row[0].set_xlabel("T1,T2; one mark for each setting")
     row[1].set(xlabel="steps (best setting, cold)")
-    row[2].set(xlabel="seconds (best setting, cold)", xlim=(0, max(lasted)))
+    row[2].set(xlabel="seconds (best setting, cold)", xlim=(0, longest))
     for ax in row:
       report.log_scale(ax)
     row[0].legend(frameon=False, fontsize=8)

@@ -41,7 +41,7 @@ def test_each_on_its_own_ends_where_side_by_side_does(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_runs_take_turns_on_a_cpu_alone(monkeypatch, backend):
+def test_runs_are_each_on_their_own_on_a_cpu_alone(monkeypatch, backend):
   monkeypatch.setattr(apart.jax, "default_backend", lambda: backend)
   assert apart.is_faster() == (backend == "cpu")
 
