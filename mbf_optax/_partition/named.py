@@ -8,15 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from mbf_optax import tree
-from mbf_optax.conventions import (
+from mbf_optax._tree import paths as tree
+from mbf_optax._partition.conventions import (
   Convention,
   Geometry,
   bias_beside,
   name_of,
   weight_beside,
 )
-from mbf_optax.layers import Estimator, Layer, Reading, joins, read
+from mbf_optax._partition.layer import Estimator, Layer, Reading, joins, read
 
 Dense = Literal["auto", "full", "shared", "low_rank"]
 Override = tuple[str, Layer | str]

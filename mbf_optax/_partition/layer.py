@@ -5,12 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-import jax
-import jax.numpy as jnp
+from mbf_optax._tree.paths import Leaves
 
-from mbf_optax import tree
-
-Estimator = Literal["full", "shared", "low_rank", "rms", "inverse"]
+Estimator = Literal[
+  "auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"
+]
 ELEMENTWISE = ("rms", "inverse")
 
 
@@ -26,19 +25,27 @@ class Layer:
     block_axes: the axes of the array that one block spans; negative ones count from
       the end. Empty for the element-by-element estimators.
     estimator: ``"full"`` keeps a matrix for every block, ``"shared"`` one matrix for
-      all of the layer's blocks (the paper's spatial averaging), ``"low_rank"`` the
-      last ``rank`` gradients, from which every block's exact inverse follows.
-      ``"rms"`` is Adam's direction, element by element, and ``"inverse"`` the same
-      without its square root.
-    stack_axes: number of leading axes that stack independent layers (``nn.scan``,
-      ``nn.vmap``): each index is treated as a layer of its own.
+      all of the layer's blocks (the paper's spatial averaging), ``"two_sided"`` also
+      one of the layer's outputs (for :func:`mbf_adam`), ``"low_rank"`` the last
+      ``rank`` gradients, from which every block's exact inverse follows (for
+      :func:`mbf`). ``"rms"`` is Adam's direction, element by element, and ``"inverse"``
+      the same without its square root. ``"auto"`` leaves the choice to the optimizer:
+      :func:`mbf` keeps a matrix for every block of up to ``full_limit`` elements and
+      shares one otherwise, :func:`mbf_adam` takes two sides, or Adam's update for
+      layers of fewer than five blocks.
+    stack_axes: the axes that stack independent layers (``nn.scan``, ``nn.vmap``,
+      experts): each index is a layer of its own. Negative ones count from the end.
     joins_bias: whether the layer's bias, if it has one, is the last element of the
       block of its neuron.
     rank: number of gradients that ``"low_rank"`` keeps.
+    full_limit: largest block for which ``"auto"`` may keep a matrix for every block.
+    block_limit: largest number of inputs (or outputs) that one matrix of ``"shared"``
+      and ``"two_sided"`` spans; wider layers are cut into equal parts with a matrix
+      each.
 
   Raises:
-    ValueError: for an unknown estimator, a rank below 1, or block axes that do not go
-      with the estimator.
+    ValueError: for an unknown estimator, a rank or a limit below 1, or block axes that
+      do not go with the estimator.
 
   Examples:
     >>> import mbf_optax
@@ -48,9 +55,11 @@ class Layer:
 
   block_axes: tuple[int, ...] = ()
   estimator: Estimator = "full"
-  stack_axes: int = 0
+  stack_axes: tuple[int, ...] = ()
   joins_bias: bool = True
   rank: int = 16
+  full_limit: int = 32
+  block_limit: int = 256
 
   def __post_init__(self) -> None:
     if self.estimator not in get_args(Estimator):
@@ -58,10 +67,18 @@ class Layer:
         f"mbf_optax.Layer: unknown estimator {self.estimator!r}; use one of"
         f" {', '.join(map(repr, get_args(Estimator)))}."
       )
-    if self.rank < 1:
-      raise ValueError(
-        f"mbf_optax.Layer: rank is {self.rank}; a low-rank estimate needs at least 1."
-      )
+    for name in ("block_axes", "stack_axes"):
+      if isinstance(getattr(self, name), int):
+        raise ValueError(
+          f"mbf_optax.Layer: {name} is {getattr(self, name)}; give a tuple of axes,"
+          f" ({getattr(self, name)},) say."
+        )
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    for name in ("rank", "full_limit", "block_limit"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"mbf_optax.Layer: {name} is {getattr(self, name)}; it must be at least 1."
+        )
     if self.elementwise and self.block_axes:
       raise ValueError(
         f"mbf_optax.Layer: the estimator {self.estimator!r} reads element by element"
@@ -88,6 +105,8 @@ class Reading(NamedTuple):
     shape: shape of the weight array.
     layer: the reading, with non-negative axes.
     bias_shape: shape of the bias that is part of the blocks.
+    bias_axes: the axes of the weight array that count blocks, in the order in which the
+      bias has them (axes of size one aside).
   """
 
   path: str
@@ -95,18 +114,33 @@ class Reading(NamedTuple):
   shape: tuple[int, ...]
   layer: Layer
   bias_shape: tuple[int, ...] = ()
+  bias_axes: tuple[int, ...] = ()
+
+  @property
+  def counted_axes(self) -> tuple[int, ...]:
+    """Axes that count the blocks of one layer: neither stacked nor in the blocks."""
+    taken = self.layer.block_axes + self.layer.stack_axes
+    return tuple(axis for axis in range(len(self.shape)) if axis not in taken)
+
+  @property
+  def batch_axes(self) -> tuple[int, ...]:
+    """Axes that count blocks, stacked axes first."""
+    return self.layer.stack_axes + self.counted_axes
 
   @property
   def batch_shape(self) -> tuple[int, ...]:
     """Sizes of the axes that count blocks, stacked axes first."""
-    return tuple(
-      size for axis, size in enumerate(self.shape) if axis not in self.layer.block_axes
-    )
+    return tuple(self.shape[axis] for axis in self.batch_axes)
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
     """Sizes of the stacked axes."""
-    return self.shape[: self.layer.stack_axes]
+    return tuple(self.shape[axis] for axis in self.layer.stack_axes)
+
+  @property
+  def blocks_per_layer(self) -> int:
+    """Number of mini-blocks of one layer of the stack."""
+    return math.prod(self.shape[axis] for axis in self.counted_axes)
 
   @property
   def block_size(self) -> int:
@@ -142,8 +176,23 @@ Partition = Callable[[Any], Sequence[Reading]]
 """From a parameter tree (arrays or shapes) to the readings of its layers."""
 
 
+class Bias(NamedTuple):
+  """A bias that may join the blocks of a weight array.
+
+  Attributes:
+    path: its path.
+    shape: its shape.
+    axes: the axes of the weight array that its axes correspond to, or ``None`` to find
+      an order that fits: that of the weight array, or stacked axes first or last.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  axes: tuple[int, ...] | None = None
+
+
 def read(
-  path: str, shape: tuple[int, ...], layer: Layer, bias: tuple[str, Any] | None = None
+  path: str, shape: tuple[int, ...], layer: Layer, bias: Bias | None = None
 ) -> Reading:
   """A checked reading of the weight array at ``path``.
 
@@ -151,7 +200,7 @@ def read(
     path: path of the weight array.
     shape: its shape.
     layer: how to read it; axes may be negative.
-    bias: path and shape of the bias to join, ignored unless ``layer.joins_bias``.
+    bias: the bias to join, ignored unless ``layer.joins_bias``.
 
   Returns:
     The reading with its axes made non-negative.
@@ -160,28 +209,31 @@ def read(
     ValueError: if the layer does not fit the shape; the message names the path.
   """
   ndim = len(shape)
-  if any(not -ndim <= axis < ndim for axis in layer.block_axes):
-    raise ValueError(
-      f"mbf_optax: {path!r} has shape {shape}, and block axes {layer.block_axes} do not"
-      f" fit it; use axes of {-ndim} to {ndim - 1}."
-    )
+  for name, given in (("block", layer.block_axes), ("stacked", layer.stack_axes)):
+    if any(not -ndim <= axis < ndim for axis in given):
+      raise ValueError(
+        f"mbf_optax: {path!r} has shape {shape}, and {name} axes {given} do not fit it;"
+        f" use axes of {-ndim} to {ndim - 1}."
+      )
   axes = tuple(sorted(axis % ndim for axis in layer.block_axes))
-  if len(set(axes)) != len(axes) or not 0 <= layer.stack_axes <= min((*axes, ndim)):
+  stack = tuple(sorted(axis % ndim for axis in layer.stack_axes))
+  if len({*axes, *stack}) != len(axes) + len(stack):
     raise ValueError(
-      f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} must be"
-      f" distinct and lie behind the {layer.stack_axes} stacked axes."
+      f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and stacked"
+      f" axes {layer.stack_axes} must all be distinct."
     )
-  layer = dataclasses.replace(layer, block_axes=axes)
+  layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
   if bias is None or not layer.joins_bias or layer.elementwise:
     return _with_blocks(Reading(path, None, shape, layer))
-  reading = _with_blocks(Reading(path, bias[0], shape, layer, tuple(bias[1])))
-  if not joins(reading.bias_shape, reading.batch_shape):
+  reading = _with_blocks(Reading(path, bias.path, shape, layer, tuple(bias.shape)))
+  order = bias_order(reading, bias)
+  if order is None:
     raise ValueError(
-      f"mbf_optax: {bias[0]!r} has shape {tuple(bias[1])} but the blocks of {path!r}"
-      f" are counted by {reading.batch_shape}; correct block_axes, or read the bias"
-      " apart with joins_bias=False."
+      f"mbf_optax: {bias.path!r} has shape {tuple(bias.shape)} but the blocks of"
+      f" {path!r} are counted by {reading.batch_shape}; correct block_axes, or read the"
+      " bias apart with joins_bias=False."
     )
-  return reading
+  return reading._replace(bias_axes=order)
 
 
 def _with_blocks(reading: Reading) -> Reading:
@@ -194,12 +246,23 @@ def _with_blocks(reading: Reading) -> Reading:
   return reading
 
 
-def joins(bias_shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> bool:
-  """Whether a bias has one element a block; axes of size one do not matter."""
-  return [n for n in bias_shape if n != 1] == [n for n in batch_shape if n != 1]
+def bias_order(reading: Reading, bias: Bias) -> tuple[int, ...] | None:
+  """The axes of the weight array in the bias's order, ``None`` if it does not fit."""
+  stack, counted = reading.layer.stack_axes, reading.counted_axes
+  orders = [tuple(sorted(stack + counted)), stack + counted, counted + stack]
+  if bias.axes is not None:
+    orders = [bias.axes]
+  wanted = [size for size in bias.shape if size != 1]
+  for order in orders:
+    sizes = [reading.shape[axis] for axis in order]
+    if sorted(order) == sorted(stack + counted) and wanted == [
+      size for size in sizes if size != 1
+    ]:
+      return order
+  return None
 
 
-def check_cover(readings: Sequence[Reading], leaves: tree.Leaves) -> None:
+def check_cover(readings: Sequence[Reading], leaves: Leaves) -> None:
   """Raises a ``ValueError`` unless every leaf belongs to exactly one reading."""
   seen: set[str] = set()
   for reading in readings:
@@ -215,48 +278,3 @@ def check_cover(readings: Sequence[Reading], leaves: tree.Leaves) -> None:
         f"mbf_optax: the partition leaves {path!r} out; give it a reading"
         ' (an estimator "rms" treats it as Adam would).'
       )
-
-
-def to_blocks(reading: Reading, leaves: tree.Leaves) -> jax.Array:
-  """Block vectors ``(n, *batch)`` of a layer, in float32 or wider.
-
-  Args:
-    reading: the layer.
-    leaves: arrays by path; the weight array and, if joined, its bias are taken.
-  """
-  array = as_float(leaves[reading.path])
-  if reading.layer.elementwise:
-    return array[None]
-  axes = reading.layer.block_axes
-  blocks = jnp.moveaxis(array, axes, range(len(axes)))
-  size = math.prod(reading.shape[axis] for axis in axes)  # -1 fails without blocks
-  blocks = blocks.reshape(size, *reading.batch_shape)
-  if reading.bias_path is None:
-    return blocks
-  bias = as_float(leaves[reading.bias_path]).reshape(1, *reading.batch_shape)
-  return jnp.concatenate([blocks, bias])
-
-
-def from_blocks(reading: Reading, blocks: jax.Array) -> tree.Leaves:
-  """Inverse of :func:`to_blocks`: arrays in the parameters' shapes, by path."""
-  if reading.layer.elementwise:
-    return {reading.path: blocks[0]}
-  leaves = {}
-  if reading.bias_path is not None:
-    leaves[reading.bias_path] = blocks[-1].reshape(reading.bias_shape)
-    blocks = blocks[:-1]
-  axes = reading.layer.block_axes
-  block_shape = tuple(reading.shape[axis] for axis in axes)
-  array = blocks.reshape(*block_shape, *reading.batch_shape)
-  leaves[reading.path] = jnp.moveaxis(array, range(len(axes)), axes)
-  return leaves
-
-
-def as_float(array: jax.Array) -> jax.Array:
-  """``array`` in float32, or in its own dtype where that is wider."""
-  return array.astype(wide_dtype(array.dtype))
-
-
-def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-  """float32 for narrower floating dtypes, ``dtype`` itself for all others."""
-  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

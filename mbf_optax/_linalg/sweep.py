@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mbf_optax import placement
+from mbf_optax._mesh import devices
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _BORDER = 8
@@ -78,7 +78,7 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> from mbf_optax.inverse import spd_inverse
+    >>> from mbf_optax._linalg.sweep import spd_inverse
     >>> inverse = spd_inverse(jnp.array([[2.0, 1.0], [1.0, 1.0]]))
     >>> print(inverse.round(4) + 0.0)
     [[ 1. -1.]
@@ -87,7 +87,7 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   n = matrices.shape[-1]
   width = min(panel_width(n), n)
   steps, border = divmod(n, width)
-  spared = n > _LARGE and not placement.may_be_divided()
+  spared = n > _LARGE and not devices.may_be_divided()
   corner = border + steps // 2 * width if spared else 0
   swept = _sweep_panel(matrices, 0, border, corner) if border else matrices
   swept = jax.lax.fori_loop(
@@ -120,7 +120,7 @@ def _sweep_panel(
       jnp.greater_equal(offset, corner), mirrored, columns[..., :corner, :]
     )
     columns = jnp.concatenate([upper, columns[..., corner:, :]], axis=-2)
-  scaled, panel = map(placement.whole, _eliminate(placement.whole(columns), offset))
+  scaled, panel = map(devices.whole, _eliminate(devices.whole(columns), offset))
   swept = _subtract_product(swept, scaled, corner)
   swept = jax.lax.dynamic_update_slice(swept, panel, (*start, offset))
   within = jnp.arange(n) - offset

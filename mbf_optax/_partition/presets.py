@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mbf_optax.conventions import ChannelsFirst, ChannelsLast
-from mbf_optax.layers import Partition
-from mbf_optax.partition import Dense, NamedPartition, Override
+from mbf_optax._partition.conventions import ChannelsFirst, ChannelsLast
+from mbf_optax._partition.layer import Partition
+from mbf_optax._partition.named import Dense, NamedPartition, Override
 
 
 def flax_partition(

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from typing import NamedTuple, Protocol
 
-from mbf_optax import tree
+from mbf_optax._tree import paths as tree
 
 
 class Geometry(NamedTuple):

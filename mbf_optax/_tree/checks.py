@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbf_optax import tree
-from mbf_optax.layers import Partition, Reading, check_cover
+from mbf_optax._tree import paths as tree
+from mbf_optax._partition.layer import Partition, Reading, check_cover
 
 
 def _concrete(value: Any) -> bool:

@@ -1,0 +1,1 @@
+"""The kinds of mini-blocks: their statistics, matrices and preconditioned vectors."""

@@ -1,0 +1,1 @@
+"""Inverses and fractional powers of symmetric matrices, without LAPACK."""

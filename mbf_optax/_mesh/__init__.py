@@ -1,0 +1,1 @@
+"""Meshes of devices: what is known of a layout, and where state is placed."""

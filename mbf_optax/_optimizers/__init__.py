@@ -1,0 +1,1 @@
+"""The optimizers as optax transformations, and what works on their states."""

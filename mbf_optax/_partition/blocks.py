@@ -1,0 +1,55 @@
+"""From parameters to the block vectors of a layer, and back.
+
+A layer of a dense kernel ``(in, out)`` and a bias ``(out,)`` is ``(in + 1, out)`` as
+blocks: every column is one mini-block. A kernel ``(3, 3, in, out)`` is ``(9, in, out)``.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax._partition.layer import Reading
+from mbf_optax._tree.dtypes import as_float
+from mbf_optax._tree.paths import Leaves
+
+
+def to_blocks(reading: Reading, leaves: Leaves) -> jax.Array:
+  """Block vectors ``(n, *stack, *counted)`` of a layer, in float32 or wider.
+
+  Layers that are read element by element give ``(1, *shape)``.
+
+  Args:
+    reading: the layer.
+    leaves: arrays by path; the weight array and, if joined, its bias are taken.
+  """
+  array = as_float(leaves[reading.path])
+  if reading.layer.elementwise:
+    return array[None]
+  axes = reading.layer.block_axes
+  blocks = jnp.transpose(array, axes + reading.batch_axes)
+  size = math.prod(reading.shape[axis] for axis in axes)  # -1 fails without blocks
+  blocks = blocks.reshape(size, *reading.batch_shape)
+  if reading.bias_path is None:
+    return blocks
+  order = reading.bias_axes
+  bias = as_float(leaves[reading.bias_path])
+  bias = bias.reshape([reading.shape[axis] for axis in order])
+  bias = jnp.transpose(bias, [order.index(axis) for axis in reading.batch_axes])
+  return jnp.concatenate([blocks, bias[None]])
+
+
+def from_blocks(reading: Reading, blocks: jax.Array) -> Leaves:
+  """Inverse of :func:`to_blocks`: arrays in the parameters' shapes, by path."""
+  if reading.layer.elementwise:
+    return {reading.path: blocks[0]}
+  leaves = {}
+  if reading.bias_path is not None:
+    order = [reading.batch_axes.index(axis) for axis in reading.bias_axes]
+    bias = jnp.transpose(blocks[-1], order)
+    leaves[reading.bias_path] = bias.reshape(reading.bias_shape)
+    blocks = blocks[:-1]
+  axes = reading.layer.block_axes + reading.batch_axes
+  array = blocks.reshape([reading.shape[axis] for axis in axes])
+  leaves[reading.path] = jnp.transpose(array, [axes.index(i) for i in range(len(axes))])
+  return leaves
