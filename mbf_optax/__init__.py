@@ -1,24 +1,44 @@
 """The Mini-Block Fisher method for optax."""
 
-from mbf_optax.alias import mbf, mbf_adam
-from mbf_optax.checkpoint import check_state
-from mbf_optax.grafting import GraftState, graft
-from mbf_optax.layers import Layer, Partition, Reading
-from mbf_optax.metrics import LayerMetrics, metrics
-from mbf_optax.presets import equinox_partition, flax_partition, haiku_partition
-from mbf_optax.sampling import sample_bernoulli, sample_gaussian, sample_labels
-from mbf_optax.summary import summarize
-from mbf_optax.transform import MbfState, scale_by_mbf
+from mbf_optax._estimators.elementwise import ElementwiseState
+from mbf_optax._estimators.full import BlockState
+from mbf_optax._estimators.low_rank import LowRankState
+from mbf_optax._estimators.two_sided import TwoSidedState
+from mbf_optax._optimizers.adam import MbfAdamState, scale_by_mbf_adam
+from mbf_optax._optimizers.aliases import mbf, mbf_adam
+from mbf_optax._optimizers.fisher import MbfState, scale_by_mbf
+from mbf_optax._optimizers.grafting import GraftState, graft
+from mbf_optax._optimizers.sampling import (
+  sample_bernoulli,
+  sample_gaussian,
+  sample_labels,
+)
+from mbf_optax._optimizers.warming import warm_start
+from mbf_optax._partition.layer import Layer, Partition, Reading
+from mbf_optax._partition.presets import (
+  equinox_partition,
+  flax_partition,
+  haiku_partition,
+)
+from mbf_optax._reports.layer_metrics import LayerMetrics, metrics
+from mbf_optax._reports.restored import check_state
+from mbf_optax._reports.summary import LayerSummary, Summary, summarize
 from mbf_optax.version import __version__
-from mbf_optax.warm_start import warm_start
 
 __all__ = [
+  "BlockState",
+  "ElementwiseState",
   "GraftState",
   "Layer",
   "LayerMetrics",
+  "LayerSummary",
+  "LowRankState",
+  "MbfAdamState",
   "MbfState",
   "Partition",
   "Reading",
+  "Summary",
+  "TwoSidedState",
   "__version__",
   "check_state",
   "equinox_partition",
@@ -32,6 +52,7 @@ __all__ = [
   "sample_gaussian",
   "sample_labels",
   "scale_by_mbf",
+  "scale_by_mbf_adam",
   "summarize",
   "warm_start",
 ]

@@ -1,18 +1,23 @@
 """Blocks of one element: norms, embeddings, convolution biases, whatever is unnamed.
 
 Their statistics cost what Adam's do, so they are updated at every step and the
-inverse is always fresh. ``"rms"`` is Adam's direction (section 11.1.5 of the paper,
-for normalisation layers), ``"inverse"`` the same without the square root (Algorithm 2,
-for the biases of convolutions).
+inverse is always fresh. ``"rms"`` divides by the root of the second moment (section
+11.1.5 of the paper, for normalisation layers), ``"inverse"`` by the damped second
+moment itself (Algorithm 2, for the biases of convolutions).
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from mbf_optax.estimators import Damping, beside, over_layer
-from mbf_optax.layers import Reading
+from mbf_optax._estimators.estimator import Operations, Regularizer, Spectrum
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._mesh import axes
+from mbf_optax._partition.layer import Reading
 
 _EPSILON = 1e-8
 
@@ -27,33 +32,101 @@ class ElementwiseState(NamedTuple):
   second_moment: jax.Array
 
 
-def init(reading: Reading, dtype: jax.typing.DTypeLike) -> ElementwiseState:
-  """State before the first gradient of a parameter of the given dtype."""
-  return ElementwiseState(jnp.zeros((1, *reading.shape), jnp.finfo(dtype).dtype))
+@dataclasses.dataclass(frozen=True)
+class ElementwiseBlocks:
+  """What both estimators of single elements have in common.
+
+  Attributes:
+    reading: the layer.
+  """
+
+  reading: Reading
+
+  sides = ()
+  refreshes_with_statistics = False
+  rounds_inverse = False
+
+  def init(self, dtype: jax.typing.DTypeLike) -> ElementwiseState:
+    real = jnp.finfo(dtype).dtype
+    return ElementwiseState(jnp.zeros((1, *self.reading.shape), real))
+
+  def accumulate(
+    self, state: ElementwiseState, gradient: jax.Array, ema: jax.Array
+  ) -> ElementwiseState:
+    square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
+    square = jnp.where(jnp.isfinite(square), square, 0)
+    return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
+
+  def completed(self, state: ElementwiseState) -> ElementwiseState:
+    return state
+
+  def matrices(
+    self, state: ElementwiseState, regularize: Regularizer
+  ) -> list[Matrices]:
+    del state, regularize
+    return []
+
+  def inverses(self, state: ElementwiseState) -> list[jax.Array]:
+    del state
+    return []
+
+  def with_inverses(
+    self, state: ElementwiseState, results: list[Results]
+  ) -> ElementwiseState:
+    del results
+    return state
+
+  def norms(self, vectors: jax.Array) -> jax.Array:
+    return jnp.abs(vectors)
+
+  def condition(self, state: ElementwiseState, correction: jax.Array) -> jax.Array:
+    del correction
+    return jnp.ones_like(state.second_moment[0])
+
+  def spread(self, state: ElementwiseState) -> jax.Array:
+    return jnp.ones_like(state.second_moment[0])
+
+  def shardings(
+    self, state: ElementwiseState, sharding: NamedSharding
+  ) -> ElementwiseState:
+    del state
+    names = axes.of_array(sharding, len(self.reading.shape))
+    return ElementwiseState(axes.placed(sharding.mesh, None, *names))
+
+  def _regularized(
+    self, state: ElementwiseState, regularize: Regularizer
+  ) -> tuple[jax.Array, jax.Array]:
+    """Second moments ``(1, *shape)`` scaled, and what to add to them."""
+    means = state.second_moment[0]
+    order = np.ones([1] * means.ndim, int)
+    spectrum = Spectrum(means, order, 1, self.reading.layer.stack_axes)
+    scale, shift = regularize(spectrum)
+    return scale[None] * state.second_moment, shift[None]
 
 
-def accumulate(
-  state: ElementwiseState, gradient: jax.Array, ema: jax.Array
-) -> ElementwiseState:
-  """State with one more gradient in its moving average."""
-  square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
-  square = jnp.where(jnp.isfinite(square), square, 0)
-  return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
+class RmsBlocks(ElementwiseBlocks):
+  """``m / (sqrt(v) + epsilon)``, and zero where no gradient has been seen."""
+
+  def precondition(
+    self, state: ElementwiseState, vectors: jax.Array, regularize: Regularizer
+  ) -> jax.Array:
+    moment, _ = self._regularized(state, regularize)
+    divisor = jnp.where(moment > 0, jnp.sqrt(moment) + _EPSILON, jnp.inf)
+    return vectors / divisor.astype(vectors.dtype)
+
+  def operations(self) -> Operations:
+    return Operations(6 * self.reading.blocks, 0, 0)
 
 
-def precondition(
-  reading: Reading,
-  state: ElementwiseState,
-  momentum: jax.Array,
-  weight: jax.Array,
-  damping: Damping,
-) -> jax.Array:
-  """Directions ``(1, *shape)``; ``weight`` is the bias correction ``c``."""
-  corrected = state.second_moment / weight
-  if reading.layer.estimator == "rms":
-    divisor = jnp.where(corrected > 0, jnp.sqrt(corrected) + _EPSILON, 0)
-  else:
-    level = damping(over_layer(corrected[0], reading))
-    divisor = corrected + beside(level, corrected[0])[None]
-  divisor = jnp.where(divisor > 0, divisor, jnp.inf)  # no usable gradient yet
-  return momentum / divisor.astype(momentum.dtype)
+class InverseBlocks(ElementwiseBlocks):
+  """``m / (v + lambda)``, and zero where neither is positive."""
+
+  def precondition(
+    self, state: ElementwiseState, vectors: jax.Array, regularize: Regularizer
+  ) -> jax.Array:
+    moment, shift = self._regularized(state, regularize)
+    divisor = jnp.where(moment + shift > 0, moment + shift, jnp.inf)
+    return vectors / divisor.astype(vectors.dtype)
+
+  def operations(self) -> Operations:
+    return Operations(5 * self.reading.blocks, 0, 0)

@@ -1,90 +1,178 @@
-"""What an estimator of mini-blocks is, and which one serves a layer.
+"""What every kind of mini-block can do: the seam between optimizers and layers.
 
-An estimator works on block vectors ``(n, *batch)`` of one layer and keeps its state.
-Preparing matrices and taking back their inverses are two calls, so that equal sizes
-from all layers are inverted in one batch between them (:mod:`mbf_optax.refresh`).
+An estimator belongs to one layer. It works on block vectors ``(n, *stack, *counted)``
+and on its own state, a named tuple of arrays. Making matrices and taking back what was
+computed of them are two calls, so that matrices of equal order from all layers go
+through one batch between them (:mod:`mbf_optax._linalg.batches`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from mbf_optax.layers import Reading
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._partition.layer import Reading
 
-Damping = Callable[[jax.Array], jax.Array]
-"""From the mean diagonal of a layer's statistics, ``(*stack,)``, to its damping."""
-
-
-class Matrices(NamedTuple):
-  """A layer's damped matrices, on their way to the batched inverse.
-
-  Attributes:
-    values: ``(n (n + 1) / 2, *batch)`` if packed, else ``(*batch, n, n)``.
-    is_packed: which of the two.
-    damping: the ``lambda`` that was added, ``(*stack,)`` or ``(*batch,)``.
-    as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
-  """
-
-  values: jax.Array
-  is_packed: bool
-  damping: jax.Array
-  as_factor: bool = False
+INPUTS, OUTPUTS = "inputs", "outputs"
 
 
-class Inverses(NamedTuple):
-  """A layer's inverses, as they come back.
+class Spectrum(NamedTuple):
+  """What is known of statistics before they are made positive definite.
 
   Attributes:
-    values: in the shape of the matrices; where a new inverse is not finite, the
-      previous one.
-    accepted: whether each matrix has a new one, in the shape of their batch.
+    mean_diagonal: of every matrix, bias correction not yet applied, ``(*batch)``.
+    order: number of rows that are no padding, of the rank of ``batch``.
+    sharers: number of gradient vectors that one step adds to a matrix.
+    stack_axes: which axes of ``batch`` stack independent layers.
   """
 
-  values: jax.Array
-  accepted: jax.Array
+  mean_diagonal: jax.Array
+  order: np.ndarray
+  sharers: int
+  stack_axes: tuple[int, ...]
+
+
+Regularizer = Callable[[Spectrum], tuple[jax.Array, jax.Array]]
+"""From what is known of statistics ``G`` to ``scale`` and ``shift`` of
+``scale G + shift I``; both broadcast against the batch and have its rank."""
+
+
+class Operations(NamedTuple):
+  """Floating-point operations of a layer, for a multiply and an add two.
+
+  Attributes:
+    apply: of every step.
+    statistics: of an update of the statistics.
+    inverse: of inverting its matrices once.
+  """
+
+  apply: int
+  statistics: int
+  inverse: int
 
 
 class Estimator(Protocol):
-  """Curvature of one layer: statistics, and the inverse that follows from them.
+  """Statistics of one layer's mini-blocks, and what follows from them.
 
-  A state has the field ``inverse``, in the shape of the system's matrices.
+  Attributes:
+    reading: the layer.
+    sides: for every matrix of a block in the order of :meth:`matrices`, whether it is
+      one of the ``"inputs"`` or of the ``"outputs"``. Empty for elementwise blocks.
+    refreshes_with_statistics: whether new statistics need a new inverse at once.
+    rounds_inverse: whether its inverse may be kept in half precision.
   """
 
-  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> Any:
-    """State before the first gradient; its inverse is the identity."""
+  reading: Reading
 
-  def accumulate(
-    self, reading: Reading, state: Any, gradient: jax.Array, ema: jax.Array
-  ) -> Any:
+  @property
+  def sides(self) -> tuple[str, ...]:
+    """See the class."""
+
+  @property
+  def refreshes_with_statistics(self) -> bool:
+    """See the class."""
+
+  @property
+  def rounds_inverse(self) -> bool:
+    """See the class."""
+
+  def init(self, dtype: jax.typing.DTypeLike) -> Any:
+    """State before the first gradient; its inverses are identities."""
+
+  def accumulate(self, state: Any, gradient: jax.Array, ema: jax.Array) -> Any:
     """State with one more gradient ``(n, *batch)`` in its moving average."""
 
-  def system(
-    self, reading: Reading, state: Any, weight: jax.Array, damping: Damping
-  ) -> Matrices:
-    """The matrices to invert; ``weight`` is the bias correction ``c``."""
+  def completed(self, state: Any) -> Any:
+    """State as after a complete moving average, whose weights sum to one."""
 
-  def with_inverse(self, state: Any, system: Matrices, inverses: Inverses) -> Any:
-    """State with the inverses of the system."""
+  def matrices(self, state: Any, regularize: Regularizer) -> list[Matrices]:
+    """Positive definite matrices, one entry a side."""
 
-  def precondition(self, reading: Reading, state: Any, vectors: jax.Array) -> jax.Array:
-    """``P v`` for block vectors ``(n, *batch)``."""
+  def inverses(self, state: Any) -> list[jax.Array]:
+    """What was last made of the matrices, one entry a side."""
 
-  def condition(self, state: Any, weight: jax.Array) -> jax.Array:
-    """Estimated condition number of every damped matrix; ``weight`` as above."""
+  def with_inverses(self, state: Any, results: list[Results]) -> Any:
+    """State with what was made of its matrices."""
+
+  def precondition(
+    self, state: Any, vectors: jax.Array, regularize: Regularizer
+  ) -> jax.Array:
+    """``P v`` for block vectors ``(n, *batch)``.
+
+    Elementwise blocks, whose inverse is never kept, regularize their statistics here.
+    """
+
+  def norms(self, vectors: jax.Array) -> jax.Array:
+    """Norm of what moves as one, broadcast against block vectors ``(n, *batch)``."""
+
+  def condition(self, state: Any, correction: jax.Array) -> jax.Array:
+    """Estimated condition number of every regularized matrix, of its inverse."""
+
+  def spread(self, state: Any) -> jax.Array:
+    """Largest over smallest diagonal element of every kept inverse or power."""
+
+  def shardings(self, state: Any, sharding: NamedSharding) -> Any:
+    """Where the arrays of a state lie, given the layout of the weight array."""
+
+  def operations(self) -> Operations:
+    """Floating-point operations of the layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """What estimators with one matrix a block have in common.
+
+  Attributes:
+    reading: the layer.
+  """
+
+  reading: Reading
+
+  sides = (INPUTS,)
+  refreshes_with_statistics = False
+  rounds_inverse = True
+
+  def completed(self, state: Any) -> Any:
+    return state
+
+  def inverses(self, state: Any) -> list[jax.Array]:
+    return [state.inverse]
+
+  def norms(self, vectors: jax.Array) -> jax.Array:
+    return norm(vectors, (0,))
+
+
+def norm(vectors: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
+
+  Elements are squared in units of the largest.
+  """
+  largest = jnp.max(jnp.abs(vectors), axis=axes, keepdims=True)
+  unit = jnp.where(largest > 0, largest, 1)
+  relative = jnp.sum(jnp.square(vectors / unit), axis=axes, keepdims=True)
+  return largest * jnp.sqrt(relative)
 
 
 def without_faults(gradient: jax.Array) -> jax.Array:
-  """Block vectors ``(n, *batch)`` with zeros for blocks that cannot be squared.
+  """Zeroes blocks with elements that cannot be squared.
 
-  A block with an element that is not finite, or so large that its square, or a sum of
-  such squares, overflows, would stay in a moving average for good. The sum itself is
-  not taken: over the leading axis it costs a CPU more than the statistics do.
+  A block ``(n, ...)`` with an element that is not finite, or so large that its square
+  or a sum of such squares overflows, would otherwise poison the moving average. The sum
+  itself is not taken: over the leading axis it costs a CPU more than the statistics do.
   """
   squares = len(gradient) * jnp.square(gradient)
   usable = jnp.all(jnp.isfinite(squares), axis=0, keepdims=True)
   return jnp.where(usable, gradient, 0)
+
+
+def spread_of(diagonals: jax.Array) -> jax.Array:
+  """Largest over smallest of positive diagonals ``(n, *batch)``."""
+  return jnp.max(diagonals, axis=0) / jnp.min(diagonals, axis=0)
 
 
 def condition_number(statistics: jax.Array, inverse: jax.Array) -> jax.Array:
@@ -101,13 +189,3 @@ def condition_number(statistics: jax.Array, inverse: jax.Array) -> jax.Array:
     inverse: diagonals of ``P``, ``(n, *batch)``.
   """
   return 1 + jnp.sum(statistics, axis=0) * jnp.max(inverse, axis=0)
-
-
-def over_layer(values: jax.Array, reading: Reading) -> jax.Array:
-  """Mean over everything but the stacked axes, which lead: ``(*stack,)``."""
-  return jnp.mean(values, axis=range(reading.layer.stack_axes, values.ndim))
-
-
-def beside(level: jax.Array, values: jax.Array) -> jax.Array:
-  """``level``, ``(*stack,)``, with axes of size one to broadcast against ``values``."""
-  return level.reshape(*level.shape, *[1] * (values.ndim - level.ndim))

@@ -4,18 +4,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from mbf_optax import packed
-from mbf_optax.estimators import (
-  Damping,
-  Inverses,
-  Matrices,
-  beside,
+from mbf_optax._estimators.estimator import (
+  Blocks,
+  Operations,
+  Regularizer,
+  Spectrum,
   condition_number,
-  over_layer,
+  spread_of,
   without_faults,
 )
-from mbf_optax.layers import Reading
+from mbf_optax._linalg import triangles
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._mesh import axes
 
 PACKED_LIMIT = 64
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -27,107 +30,123 @@ class BlockState(NamedTuple):
   Attributes:
     statistics: moving average of ``g g^T``, float32 or wider: packed triangles
       ``(n (n + 1) / 2, *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones,
-      ``(*stack, n, n)`` for a shared matrix.
-    inverse: inverse of the damped statistics, in the same shape and dtype.
+      ``(*stack, parts, n, n)`` for matrices that blocks share.
+    inverse: what preconditions, in the same shape: the inverse of the damped statistics
+      under ``mbf``, a power of it under ``mbf_adam``.
   """
 
   statistics: jax.Array
   inverse: jax.Array
 
 
-class _Blocks:
+class _FullBlocks(Blocks):
   """What does not depend on how matrices are stored."""
 
-  def with_inverse(
-    self, state: BlockState, system: Matrices, inverses: Inverses
-  ) -> BlockState:
-    del system
-    return state._replace(inverse=inverses.values)
+  def with_inverses(self, state: BlockState, results: list[Results]) -> BlockState:
+    return state._replace(inverse=results[0].values)
+
+  def operations(self) -> Operations:
+    n, blocks = self.reading.block_size, self.reading.blocks
+    return Operations(2 * n * n * blocks, 3 * n * n * blocks, 2 * n**3 * blocks)
+
+  def _spectrum(self, diagonals: jax.Array) -> Spectrum:
+    """Of statistics with the diagonals ``(n, *batch)``."""
+    batch = self.reading.batch_shape
+    order = np.full([1] * len(batch), self.reading.block_size)
+    stacked = tuple(range(len(self.reading.stack_shape)))
+    return Spectrum(jnp.mean(diagonals, axis=0), order, 1, stacked)
 
 
-class PackedBlocks(_Blocks):
+class PackedBlocks(_FullBlocks):
   """Blocks of up to ``PACKED_LIMIT`` elements, as triangles with the batch trailing."""
 
-  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
-    shape = packed.packed_size(reading.block_size), *reading.batch_shape
-    identity = packed.identity(reading.block_size, reading.batch_shape, dtype)
-    return BlockState(jnp.zeros(shape, dtype), identity)
+  def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
+    n, batch = self.reading.block_size, self.reading.batch_shape
+    statistics = jnp.zeros((triangles.packed_size(n), *batch), dtype)
+    return BlockState(statistics, triangles.identity(n, batch, dtype))
 
   def accumulate(
-    self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, gradient: jax.Array, ema: jax.Array
   ) -> BlockState:
-    del reading
-    outer = packed.outer(without_faults(gradient))
+    outer = triangles.outer(without_faults(gradient))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
-  def system(
-    self, reading: Reading, state: BlockState, weight: jax.Array, damping: Damping
-  ) -> Matrices:
-    corrected = state.statistics / weight
-    diagonal = jnp.moveaxis(packed.diagonal(corrected), 0, -1)
-    level = damping(over_layer(diagonal, reading))
-    damped = packed.add_to_diagonal(corrected, beside(level, corrected[0]))
-    return Matrices(damped, True, level)
+  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
+    spectrum = self._spectrum(triangles.diagonal(state.statistics))
+    scale, shift = regularize(spectrum)
+    scaled = scale[None] * state.statistics
+    values = triangles.add_to_diagonal(scaled, shift)
+    return [Matrices(values, True, shift, spectrum.order)]
 
   def precondition(
-    self, reading: Reading, state: BlockState, vectors: jax.Array
+    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
   ) -> jax.Array:
-    del reading
-    return packed.matvec(state.inverse, vectors)
+    del regularize
+    return triangles.matvec(state.inverse, vectors)
 
-  def condition(self, state: BlockState, weight: jax.Array) -> jax.Array:
-    statistics = packed.diagonal(state.statistics) / weight
-    return condition_number(statistics, packed.diagonal(state.inverse))
+  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+    statistics = triangles.diagonal(state.statistics) / correction
+    return condition_number(statistics, triangles.diagonal(state.inverse))
+
+  def spread(self, state: BlockState) -> jax.Array:
+    return spread_of(triangles.diagonal(state.inverse))
+
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+    del state
+    placed = axes.placed(sharding.mesh, None, *axes.of_blocks(self.reading, sharding))
+    return BlockState(placed, placed)
 
 
-class MatrixBlocks(_Blocks):
+class MatrixBlocks(_FullBlocks):
   """Larger blocks, as full matrices with the batch leading."""
 
-  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
-    return identity_state(reading.batch_shape, reading.block_size, dtype)
+  def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
+    return identity_state(self.reading.batch_shape, self.reading.block_size, dtype)
 
   def accumulate(
-    self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, gradient: jax.Array, ema: jax.Array
   ) -> BlockState:
-    del reading
     vectors = jnp.moveaxis(without_faults(gradient), 0, -1)
     outer = vectors[..., :, None] * vectors[..., None, :]
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
-  def system(
-    self, reading: Reading, state: BlockState, weight: jax.Array, damping: Damping
-  ) -> Matrices:
-    corrected = state.statistics / weight
-    diagonal = jnp.diagonal(corrected, axis1=-2, axis2=-1)
-    n, order = reading.block_size, corrected.shape[-1]
-    mean = over_layer(diagonal, reading) * (order / n)  # what is spare is zero
-    level = damping(mean)
-    eye = jnp.eye(order, dtype=corrected.dtype)
-    eye = eye.reshape(*[1] * (corrected.ndim - 2), *eye.shape)
-    damped = corrected + beside(level, corrected) * eye
-    if order > n:  # an average element, so that it is no extreme one
-      spare = (jnp.arange(order) >= n).astype(eye.dtype)
-      damped = damped + beside(mean, corrected) * eye * spare.reshape(
-        *eye.shape[:-2], 1, order
-      )
-    return Matrices(damped, False, level)
+  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
+    spectrum = self._spectrum(diagonals(state.statistics))
+    scale, shift = regularize(spectrum)
+    values = plus_identity(scale[..., None, None] * state.statistics, shift)
+    return [Matrices(values, False, shift, spectrum.order)]
 
   def precondition(
-    self, reading: Reading, state: BlockState, vectors: jax.Array
+    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
   ) -> jax.Array:
-    del reading
+    del regularize
     columns = jnp.moveaxis(vectors, 0, -1)[..., None]
     product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
     return jnp.moveaxis(product[..., 0], -1, 0)
 
-  def condition(self, state: BlockState, weight: jax.Array) -> jax.Array:
-    statistics = _diagonals(state.statistics) / weight
-    return condition_number(statistics, _diagonals(state.inverse))
+  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+    statistics = diagonals(state.statistics) / correction
+    return condition_number(statistics, diagonals(state.inverse))
+
+  def spread(self, state: BlockState) -> jax.Array:
+    return spread_of(diagonals(state.inverse))
+
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+    del state
+    placed = axes.placed(sharding.mesh, *axes.of_blocks(self.reading, sharding))
+    return BlockState(placed, placed)
 
 
-def _diagonals(matrices: jax.Array) -> jax.Array:
+def diagonals(matrices: jax.Array) -> jax.Array:
   """``(*batch, n, n)`` to ``(n, *batch)``."""
   return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
+
+
+def plus_identity(matrices: jax.Array, values: jax.Array) -> jax.Array:
+  """Adds ``values``, of the rank of the batch, to the diagonals of ``(*batch, n, n)``."""
+  eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+  eye = eye.reshape(*[1] * (matrices.ndim - 2), *eye.shape)
+  return matrices + values[..., None, None] * eye
 
 
 def identity_state(

@@ -13,18 +13,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from mbf_optax import packed
-from mbf_optax.estimators import (
-  Damping,
-  Inverses,
-  Matrices,
-  beside,
+from mbf_optax._estimators.estimator import (
+  Blocks,
+  Operations,
+  Regularizer,
+  Spectrum,
   condition_number,
-  over_layer,
   without_faults,
 )
-from mbf_optax.layers import Reading
+from mbf_optax._linalg import triangles
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._mesh import axes
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -51,14 +53,17 @@ class LowRankState(NamedTuple):
   damping: jax.Array
 
 
-class LowRankBlocks:
+class LowRankBlocks(Blocks):
   """The last ``layer.rank`` gradients of every neuron, and their Gram matrices."""
 
-  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> LowRankState:
-    rank, batch = reading.layer.rank, reading.batch_shape
-    triangle = packed.packed_size(rank), *batch
+  refreshes_with_statistics = True
+  rounds_inverse = False  # rounding here would be amplified by 1 / damping
+
+  def init(self, dtype: jax.typing.DTypeLike) -> LowRankState:
+    rank, batch = self.reading.layer.rank, self.reading.batch_shape
+    triangle = triangles.packed_size(rank), *batch
     return LowRankState(
-      history=jnp.zeros((*batch, rank, reading.block_size), dtype),
+      history=jnp.zeros((*batch, rank, self.reading.block_size), dtype),
       weights=jnp.zeros(rank, dtype),
       slot=jnp.zeros((), jnp.int32),
       gram=jnp.zeros(triangle, dtype),
@@ -67,67 +72,87 @@ class LowRankBlocks:
     )
 
   def accumulate(
-    self, reading: Reading, state: LowRankState, gradient: jax.Array, ema: jax.Array
+    self, state: LowRankState, gradient: jax.Array, ema: jax.Array
   ) -> LowRankState:
+    rank = self.reading.layer.rank
     row = jnp.moveaxis(without_faults(gradient), 0, -1)
     history = jax.lax.dynamic_update_index_in_dim(
       state.history, row, state.slot, state.history.ndim - 2
     )
     products = jnp.matmul(history, row[..., None], precision=_HIGHEST)[..., 0]
-    entries = jnp.asarray(packed.positions(reading.layer.rank))[state.slot]
+    entries = jnp.asarray(triangles.positions(rank))[state.slot]
     return state._replace(
       history=history,
       weights=(ema * state.weights).at[state.slot].set(1 - ema),
-      slot=(state.slot + 1) % reading.layer.rank,
+      slot=(state.slot + 1) % rank,
       gram=state.gram.at[entries].set(jnp.moveaxis(products, -1, 0)),
     )
 
-  def system(
-    self, reading: Reading, state: LowRankState, weight: jax.Array, damping: Damping
-  ) -> Matrices:
-    del weight  # normalised weights need no correction
-    products = packed.outer(jnp.sqrt(normalized(state).weights))
-    weighted = products.reshape(-1, *[1] * state.damping.ndim) * state.gram
-    trace = jnp.sum(packed.diagonal(weighted), axis=0)
-    level = beside(damping(over_layer(trace / reading.block_size, reading)), trace)
-    level = jnp.where(level > 0, level, state.damping)  # the last that was any
-    # Gradients that hardly differ have a Gram matrix whose small eigenvalues are all
-    # rounding: no damping below that can be told from none.
-    precision = jnp.finfo(trace.dtype)
-    least = 2 * reading.layer.rank * precision.eps * trace + precision.tiny
-    level = jnp.maximum(level, least)
-    damped = packed.add_to_diagonal(weighted, level)
-    return Matrices(damped, True, level, as_factor=True)
+  def completed(self, state: LowRankState) -> LowRankState:
+    return normalized(state)
 
-  def with_inverse(
-    self, state: LowRankState, system: Matrices, inverses: Inverses
-  ) -> LowRankState:
-    damping = jnp.where(inverses.accepted, system.damping, state.damping)
-    return state._replace(inverse=inverses.values, damping=damping)
+  def matrices(self, state: LowRankState, regularize: Regularizer) -> list[Matrices]:
+    """Gram matrices; their weights are normalised, so that ``scale`` plays no role."""
+    n, ndim = self.reading.block_size, state.damping.ndim
+    outer = triangles.outer(jnp.sqrt(normalized(state).weights))
+    weighted = outer.reshape(-1, *[1] * ndim) * state.gram
+    trace = jnp.sum(triangles.diagonal(weighted), axis=0)
+    stacked = tuple(range(len(self.reading.stack_shape)))
+    order = np.full([1] * ndim, n)
+    _, level = regularize(Spectrum(trace / n, order, 1, stacked))
+    # Where the damping has fallen to zero the last positive one is kept.
+    level = jnp.where(level > 0, level, state.damping)
+    # Gradients that hardly differ have a Gram matrix whose small eigenvalues are all
+    # rounding. A smaller damping would have no effect.
+    precision = jnp.finfo(trace.dtype)
+    least = 2 * self.reading.layer.rank * precision.eps * trace + precision.tiny
+    level = jnp.maximum(level, least)
+    damped = triangles.add_to_diagonal(weighted, level)
+    return [Matrices(damped, True, level, order, as_factor=True)]
+
+  def with_inverses(self, state: LowRankState, results: list[Results]) -> LowRankState:
+    damping = jnp.where(results[0].accepted, results[0].least, state.damping)
+    return state._replace(inverse=results[0].values, damping=damping)
 
   def precondition(
-    self, reading: Reading, state: LowRankState, vectors: jax.Array
+    self, state: LowRankState, vectors: jax.Array, regularize: Regularizer
   ) -> jax.Array:
-    del reading
+    del regularize
     columns = jnp.moveaxis(vectors, 0, -1)
     roots = jnp.sqrt(normalized(state).weights)
     roots = roots.reshape(*[1] * state.damping.ndim, -1)
     inner = jnp.matmul(state.history, columns[..., None], precision=_HIGHEST)[..., 0]
-    inner = packed.lower_matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
-    inner = packed.transposed_lower_matvec(state.inverse, inner)
+    inner = triangles.lower_matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
+    inner = triangles.transposed_lower_matvec(state.inverse, inner)
     inner = roots * jnp.moveaxis(inner, 0, -1)
-    along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)[
-      ..., 0, :
-    ]
-    return jnp.moveaxis((columns - along) / state.damping[..., None], -1, 0)
+    along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)
+    return jnp.moveaxis((columns - along[..., 0, :]) / state.damping[..., None], -1, 0)
 
-  def condition(self, state: LowRankState, weight: jax.Array) -> jax.Array:
-    del weight
+  def condition(self, state: LowRankState, correction: jax.Array) -> jax.Array:
+    """From ``U^T U``, whose trace is that of ``U U^T``, and the bound 1 / damping."""
+    del correction
     shares = normalized(state).weights.reshape(-1, *[1] * state.damping.ndim)
-    gram = shares * packed.diagonal(
-      state.gram
-    )  # of U^T U, whose trace is that of U U^T
-    return condition_number(gram, 1 / state.damping[None])  # beside U's columns
+    gram = shares * triangles.diagonal(state.gram)
+    return condition_number(gram, 1 / state.damping[None])
+
+  def spread(self, state: LowRankState) -> jax.Array:
+    return self.condition(state, jnp.ones(()))
+
+  def shardings(self, state: LowRankState, sharding: NamedSharding) -> LowRankState:
+    del state
+    batch = axes.of_blocks(self.reading, sharding)
+    leading = axes.placed(sharding.mesh, *batch)
+    trailing = axes.placed(sharding.mesh, None, *batch)
+    whole = axes.placed(sharding.mesh)
+    return LowRankState(leading, whole, whole, trailing, trailing, leading)
+
+  def operations(self) -> Operations:
+    n, rank, blocks = (
+      self.reading.block_size,
+      self.reading.layer.rank,
+      self.reading.blocks,
+    )
+    return Operations(4 * n * rank * blocks, (2 * n * rank + 2 * rank**3) * blocks, 0)
 
 
 def normalized(state: LowRankState) -> LowRankState:

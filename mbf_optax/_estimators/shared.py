@@ -1,95 +1,183 @@
 """The ``shared`` estimator: one matrix for all blocks of a layer.
 
 The paper's spatial averaging (section 5): the average of the layer's mini-blocks
-stands in for each of them.
-
-Wide matrices are kept with rows and columns to spare, a multiple of eight, so that
-their rows divide evenly over a mesh of devices although a bias makes them odd.
+stands in for each of them. A wide layer is cut into equal parts of at most
+``block_limit`` inputs with a matrix each, so that cost and memory grow linearly with its
+width (as Anil et al., 2021, cut Shampoo's).
 """
 
-import itertools
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from mbf_optax import placement
-from mbf_optax.estimators import without_faults
-from mbf_optax.full import BlockState, MatrixBlocks, identity_state
-from mbf_optax.layers import Reading
+from mbf_optax._estimators.estimator import (
+  Blocks,
+  Operations,
+  Regularizer,
+  Spectrum,
+  condition_number,
+  norm,
+  spread_of,
+  without_faults,
+)
+from mbf_optax._estimators.full import (
+  BlockState,
+  diagonals,
+  identity_state,
+  plus_identity,
+)
+from mbf_optax._linalg import products
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._mesh import axes
+from mbf_optax._partition.layer import Reading
 
-WIDE = 256
-_STRIPS = 4  # at most, of a symmetric product; every one is compiled apart
-_LEAST_ROWS = 576  # of a strip
-_TALL = 3  # rows a column beyond which moving the product costs more
-_HIGHEST = jax.lax.Precision.HIGHEST
+_WIDE = 256  # rows beyond which a whole matrix is padded to divide evenly over a mesh
 
 
-def kept_order(n: int) -> int:
-  """Order of the matrix that is kept for blocks of ``n`` elements."""
-  return n if n <= WIDE else -(-n // 8) * 8
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """How ``n`` rows are cut into parts.
 
+  Attributes:
+    n: number of rows.
+    limit: largest number of rows of a part.
+  """
 
-class SharedBlocks(MatrixBlocks):
-  """One ``(*stack, n, n)`` matrix a layer."""
+  n: int
+  limit: int
 
-  def init(self, reading: Reading, dtype: jax.typing.DTypeLike) -> BlockState:
-    return identity_state(reading.stack_shape, kept_order(reading.block_size), dtype)
+  @property
+  def count(self) -> int:
+    """Number of parts."""
+    return -(-self.n // self.limit)
+
+  @property
+  def rows(self) -> int:
+    """Rows of a part, without padding the last."""
+    return -(-self.n // self.count)
+
+  @property
+  def kept(self) -> int:
+    """Order of the matrix that is kept for a part.
+
+    A wide undivided matrix has its order padded to a multiple of eight, so that its
+    rows divide evenly over a mesh although a bias makes them odd.
+    """
+    if self.count > 1 or self.n <= _WIDE:
+      return self.rows
+    return -(-self.n // 8) * 8
+
+  def orders(self, stack_ndim: int) -> np.ndarray:
+    """Rows of every part that are no padding, ``(*1s, parts)``."""
+    rows = np.full(self.count, self.rows)
+    rows[-1] = self.n - (self.count - 1) * self.rows
+    return rows.reshape(*[1] * stack_ndim, self.count)
+
+  def split(self, columns: jax.Array) -> jax.Array:
+    """``(..., n, m)`` to ``(..., parts, kept, m)``, padded with zeros."""
+    return products.split_rows(columns, self.count, self.kept)
+
+  def join(self, columns: jax.Array) -> jax.Array:
+    """Inverse of :meth:`split`."""
+    return products.join_rows(columns, self.n)
+
+  def init(
+    self, stack_shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+  ) -> BlockState:
+    """State of one matrix a part before the first gradient."""
+    return identity_state((*stack_shape, self.count), self.kept, dtype)
 
   def accumulate(
-    self, reading: Reading, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, columns: jax.Array, ema: jax.Array
   ) -> BlockState:
-    columns = _stack_leading(reading, without_faults(gradient))
-    columns = columns / math.sqrt(columns.shape[-1])  # before the product: no overflow
-    mean = mean_product(columns)
+    """State with the mean over the columns ``(..., n, m)`` of their outer products."""
+    mean = products.mean_product(self.split(columns))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
+  def matrices(
+    self, state: BlockState, sharers: int, regularize: Regularizer
+  ) -> Matrices:
+    """Regularized matrices; padding has ``shift`` on its diagonal."""
+    stacked = state.statistics.ndim - 3
+    order = self.orders(stacked)
+    traces = jnp.sum(diagonals(state.statistics), axis=0)
+    means = traces / jnp.asarray(order, traces.dtype)
+    scale, shift = regularize(Spectrum(means, order, sharers, tuple(range(stacked))))
+    values = plus_identity(scale[..., None, None] * state.statistics, shift)
+    return Matrices(values, False, shift, order)
+
+  def apply(self, state: BlockState, columns: jax.Array) -> jax.Array:
+    """``P V`` for columns ``(..., n, m)``."""
+    return self.join(products.apply(state.inverse, self.split(columns)))
+
+  def shardings(self, reading: Reading, sharding: NamedSharding) -> BlockState:
+    """Where statistics and inverses lie."""
+    names = axes.of_shared(reading, sharding, self.count, self.kept)
+    placed = axes.placed(sharding.mesh, *names)
+    return BlockState(placed, placed)
+
+
+class SharedBlocks(Blocks):
+  """Matrices ``(*stack, parts, n, n)``, one for all blocks of a layer."""
+
+  @property
+  def parts(self) -> Parts:
+    """How block vectors are cut."""
+    return Parts(self.reading.block_size, self.reading.layer.block_limit)
+
+  def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
+    return self.parts.init(self.reading.stack_shape, dtype)
+
+  def accumulate(
+    self, state: BlockState, gradient: jax.Array, ema: jax.Array
+  ) -> BlockState:
+    return self.parts.accumulate(state, self.columns(without_faults(gradient)), ema)
+
+  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
+    return [self.parts.matrices(state, self.reading.blocks_per_layer, regularize)]
+
+  def with_inverses(self, state: BlockState, results: list[Results]) -> BlockState:
+    return state._replace(inverse=results[0].values)
+
   def precondition(
-    self, reading: Reading, state: BlockState, vectors: jax.Array
+    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
   ) -> jax.Array:
-    columns = _stack_leading(reading, vectors)
-    product = jnp.matmul(state.inverse, placement.whole(columns), precision=_HIGHEST)
-    product = jnp.moveaxis(product, -2, 0)[: len(vectors)]
-    return product.reshape(vectors.shape)
+    del regularize
+    return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
+  def norms(self, vectors: jax.Array) -> jax.Array:
+    """By neuron and part: each part was scaled by a matrix of its own."""
+    parts = self.parts
+    split = parts.split(self.columns(vectors))
+    lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)
+    return self.vectors(parts.join(lengths))
 
-def mean_product(columns: jax.Array) -> jax.Array:
-  """``A A^T``; on a mesh every device computes the rows that it keeps of it.
+  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+    statistics = diagonals(state.statistics) / correction
+    return condition_number(statistics, diagonals(state.inverse))
 
-  Halves of a divided product would have to be moved to be joined.
-  """
-  if not placement.may_be_divided():
-    return symmetric_product(columns)
-  columns = placement.whole(columns)
-  return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+  def spread(self, state: BlockState) -> jax.Array:
+    return spread_of(diagonals(state.inverse))
 
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+    del state
+    return self.parts.shardings(self.reading, sharding)
 
-def symmetric_product(columns: jax.Array) -> jax.Array:
-  """``A A^T`` for ``(..., n, m)``, computing little more than its lower triangle.
+  def operations(self) -> Operations:
+    rows, reading = self.parts.rows, self.reading
+    product = 2 * rows * reading.block_size * reading.blocks
+    stacked = reading.blocks // reading.blocks_per_layer
+    return Operations(product, product, 2 * rows**3 * self.parts.count * stacked)
 
-  Strips of rows are computed up to the diagonal and mirrored beyond it, which spares up
-  to three operations of eight, but moves the product once more: with few columns, or
-  rows, a whole product is as fast.
-  """
-  n, m = columns.shape[-2:]
-  count = min(_STRIPS, -(-n // _LEAST_ROWS))
-  if count == 1 or n > _TALL * m:
-    return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
-  edges = list(itertools.pairwise(n * index // count for index in range(count + 1)))
-  strips = [
-    jnp.matmul(columns[..., start:end, :], columns[..., :end, :].mT, precision=_HIGHEST)
-    for start, end in edges
-  ]
-  rows = []
-  for index, (start, end) in enumerate(edges):
-    mirrored = [below[..., start:end].mT for below in strips[index + 1 :]]
-    rows.append(jnp.concatenate([strips[index], *mirrored], axis=-1))
-  return jnp.concatenate(rows, axis=-2)
+  def columns(self, vectors: jax.Array) -> jax.Array:
+    """``(n, *stack, *counted)`` to ``(*stack, n, blocks of one layer)``."""
+    columns = vectors.reshape(len(vectors), *self.reading.stack_shape, -1)
+    return jnp.moveaxis(columns, 0, -2)
 
-
-def _stack_leading(reading: Reading, vectors: jax.Array) -> jax.Array:
-  """``(n, *stack, *others)`` to ``(*stack, kept order, blocks of one layer)``."""
-  columns = vectors.reshape(len(vectors), *reading.stack_shape, -1)
-  spare = kept_order(len(vectors)) - len(vectors)
-  columns = jnp.pad(columns, [(0, spare)] + [(0, 0)] * (columns.ndim - 1))
-  return jnp.moveaxis(columns, 0, -2)
+  def vectors(self, columns: jax.Array) -> jax.Array:
+    """Inverse of :meth:`columns`."""
+    vectors = jnp.moveaxis(columns, -2, 0)
+    return vectors.reshape(len(vectors), *self.reading.batch_shape)

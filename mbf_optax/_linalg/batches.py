@@ -46,10 +46,12 @@ class Results(NamedTuple):
   Attributes:
     values: in the shape of the matrices; where a new one is not finite, the previous.
     accepted: whether each matrix has a new one, in the shape of their batch.
+    least: as it came with the matrices.
   """
 
   values: jax.Array
   accepted: jax.Array
+  least: jax.Array
 
 
 def inverses(
@@ -106,9 +108,7 @@ def inverse_powers(
   return _keep_finite(systems, powers, previous)
 
 
-def _expansion(
-  system: Matrices, exponent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _expansion(system: Matrices, exponent: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Shifts ``(POLES, ...)`` and weights ``(POLES + 1, ...)`` of a layer's matrices."""
   dtype = system.values.dtype
   least, exponent = jnp.broadcast_arrays(system.least.astype(dtype), exponent)
@@ -116,7 +116,7 @@ def _expansion(
   poles = least[None] * shifts.shifts(bound)
   weights = shifts.weights(exponent, bound)
   # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
-  root = least ** -exponent
+  root = least**-exponent
   weights = root[None] * weights
   return poles, weights.at[1:].multiply(least[None])
 
@@ -146,7 +146,7 @@ def _keep_finite(
     axes = (0,) if system.is_packed else (-2, -1)
     accepted = jnp.all(jnp.isfinite(fresh), axis=axes)
     values = jnp.where(_beside(system, accepted), fresh, old)
-    results.append(Results(values, accepted))
+    results.append(Results(values, accepted, system.least))
   return results
 
 

@@ -1,21 +1,37 @@
-"""The transformation: Algorithm 2 of the paper as ``optax`` sees it."""
+"""``mbf``, the Mini-Block Fisher method: Algorithm 2 of the paper.
+
+With ``k`` the number of updates made before, ``T1`` and ``T2`` the update periods of
+curvature and inverse, and ``b`` a mini-block::
+
+  m    <-  mu m + g
+  G_b  <-  beta G_b + (1 - beta) g_b g_b^T    if k % T1 == 0
+  P_b  <-  (G_b / c + lambda I)^(-1)          if k % T2 == 0
+  d_b   =  P_b m_b
+"""
 
 import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
-from mbf_optax import checks, low_rank, placement, refresh, stagger, tree
-from mbf_optax.curvature import Curvature, Layers
-from mbf_optax.layers import Partition, Reading, as_float
-from mbf_optax.presets import flax_partition
+from mbf_optax._estimators.estimator import Regularizer, Spectrum
+from mbf_optax._linalg import batches
+from mbf_optax._mesh import devices, layout
+from mbf_optax._optimizers import state as states
+from mbf_optax._optimizers.instruction import WarmStart
+from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
+from mbf_optax._partition import reading
+from mbf_optax._partition.choice import for_mbf
+from mbf_optax._partition.layer import Partition
+from mbf_optax._partition.presets import flax_partition
+from mbf_optax._tree import checks, paths
 
-_LOGGER = logging.getLogger("mbf_optax")
+# Relative damping stays positive down to the smallest gradients.
+_FLOOR = 1e-30
 
 
 class MbfState(NamedTuple):
@@ -23,10 +39,9 @@ class MbfState(NamedTuple):
 
   Attributes:
     count: ``()`` int32, number of updates made; the ``k`` of the algorithm.
-    weight: ``()``, total weight of the block statistics' moving averages, the bias
-      correction ``c``: ``1 - curvature_ema ** s`` after ``s`` statistics from a zero
-      start, 1 after a warm start.
-    elementwise_weight: ``()``, the same for statistics kept element by element.
+    bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
+      s`` after ``s`` statistics from a zero start, 1 after a warm start.
+    elementwise_bias_correction: ``()``, the same for statistics of single elements.
     momentum: the heavy-ball momentum ``m``, structure and shapes of the parameters,
       float32 or wider.
     curvature: state of every layer by the path of its weight array: a ``BlockState``,
@@ -34,21 +49,10 @@ class MbfState(NamedTuple):
   """
 
   count: jax.Array  # type: ignore[assignment]
-  weight: jax.Array
-  elementwise_weight: jax.Array
+  bias_correction: jax.Array
+  elementwise_bias_correction: jax.Array
   momentum: optax.Params
-  curvature: Layers | jax.Array
-
-
-class WarmStart(NamedTuple):
-  """Instruction to an update to work on the statistics alone.
-
-  Attributes:
-    average: ``None`` to refresh the inverses, else the weight that the statistics keep
-      while the given gradients enter.
-  """
-
-  average: jax.Array | None
+  curvature: States | jax.Array
 
 
 def scale_by_mbf(
@@ -59,9 +63,8 @@ def scale_by_mbf(
   curvature_update_period: jax.typing.ArrayLike = 1,
   inverse_update_period: jax.typing.ArrayLike = 2,
   partition: Partition | None = None,
-  inverse: refresh.Method = "sweep",
+  inverse: batches.Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
-  staggered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
 
@@ -97,10 +100,6 @@ def scale_by_mbf(
     inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
       wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
       ``"low_rank"`` layers, whose inverses are small, keep them as they are.
-    staggered: whether layers whose blocks differ in size take turns to refresh their
-      inverses, each every :math:`T_2` updates and all at the first: no step has to wait
-      for all of them. There are :math:`T_2 / T_1` turns, so this needs a :math:`T_2` of
-      at least twice :math:`T_1`. Compiles a little longer.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
@@ -127,25 +126,61 @@ def scale_by_mbf(
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
     <https://arxiv.org/abs/2202.04124>`_, 2023, Algorithm 2 (and 4 for MBF-True).
   """
-  partition = flax_partition() if partition is None else partition
-  curvature = Curvature(damping, relative_damping, inverse, inverse_dtype)
-  algorithm = _Algorithm(
-    curvature,
+  method = _Method(
+    damping,
+    relative_damping,
     momentum,
     curvature_ema,
     curvature_update_period,
     inverse_update_period,
-    staggered,
+    checks.partition(flax_partition() if partition is None else partition),
+    inverse,
+    inverse_dtype,
   )
+  return optax.GradientTransformationExtraArgs(method.init, method.update)
 
-  def init(params: optax.Params) -> MbfState:
-    readings = checks.readings(partition, params)
-    for reading in readings:
-      _LOGGER.info("%s", reading.describe())
-    build = functools.partial(init_state, curvature, readings)
-    return placement.init(build, readings, params)
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+  """Algorithm 2 under one set of hyperparameters."""
+
+  damping: optax.ScalarOrSchedule
+  relative_damping: bool
+  momentum: jax.typing.ArrayLike
+  curvature_ema: jax.typing.ArrayLike
+  curvature_update_period: jax.typing.ArrayLike
+  inverse_update_period: jax.typing.ArrayLike
+  partition: Partition
+  inverse: batches.Method
+  inverse_dtype: jax.typing.DTypeLike | None
+
+  def __post_init__(self) -> None:
+    checks.positive("damping", self.damping, "3e-3, or 0.1 for relative damping")
+    checks.decay("momentum", self.momentum)
+    checks.decay("curvature_ema", self.curvature_ema)
+    checks.period("curvature_update_period", self.curvature_update_period)
+    checks.period("inverse_update_period", self.inverse_update_period)
+    checks.choice("inverse", self.inverse, get_args(batches.Method))
+    checks.floating("inverse_dtype", self.inverse_dtype)
+
+  def init(self, params: optax.Params) -> MbfState:
+    """State before the first gradient, laid out beside the parameters."""
+    params = states.as_arrays(params)
+    layers = self._layers(reading.readings(self.partition, params))
+    states.log([estimator.reading for estimator in layers.estimators])
+
+    def shardings(state: MbfState, whole: NamedSharding) -> MbfState:
+      everything = jax.tree.map(lambda _: whole, state)
+      return everything._replace(
+        momentum=states.beside(params, whole),
+        curvature=states.layers_beside(layers, state.curvature, params, whole),
+      )
+
+    build = functools.partial(init_state, layers)
+    return layout.init(build, shardings, params)
 
   def update(
+    self,
     updates: optax.Updates,
     state: MbfState,
     params: optax.Params | None = None,
@@ -154,183 +189,116 @@ def scale_by_mbf(
     warm_start: WarmStart | None = None,
     **extra_args: Any,
   ) -> tuple[optax.Updates, MbfState]:
+    """Directions ``d`` and the next state."""
     del params, extra_args
+    checks.same_state_kind(state, MbfState)
+    updates = states.as_arrays(updates)
     checks.same_structure(updates, state.momentum)
-    if not tree.flatten(updates):
+    if not paths.flatten(updates):
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
-    source = checks.curvature_leaves(source, updates)
-    readings = partition(updates)
-    _check_layout(curvature, readings, state)
-    kinds = _by_kind(readings)
+    source = checks.curvature_leaves(states.as_arrays(source), updates)
+    layers = self._layers(self.partition(updates))
+    states.same_layers(layers, state.curvature, state.momentum)
     if warm_start is not None:
-      warm = functools.partial(_warm, curvature, kinds)
-      return placement.update(warm, updates, state, source, warm_start)
-    step = functools.partial(algorithm.step, kinds)
-    return placement.update(step, updates, state, source)
-
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
-def init_state(
-  curvature: Curvature, readings: Sequence[Reading], params: optax.Params
-) -> MbfState:
-  """State before the first gradient."""
-  weight = jnp.zeros(())
-  return MbfState(
-    count=jnp.zeros((), jnp.int32),
-    weight=weight,
-    elementwise_weight=jnp.zeros_like(weight),
-    momentum=jax.tree.map(lambda p: jnp.zeros_like(as_float(p)), params),
-    curvature=curvature.init(readings, tree.flatten(params)) or jnp.zeros(()),
-  )
-
-
-def _check_layout(
-  curvature: Curvature, readings: Sequence[Reading], state: MbfState
-) -> None:
-  """Raises a ``ValueError`` unless the state is one of these readings."""
-  expected = jax.eval_shape(
-    lambda m: curvature.init(readings, m), tree.flatten(state.momentum)
-  )
-  checks.same_state({"curvature": state.curvature}, {"curvature": expected})
-
-
-class _Readings(NamedTuple):
-  """Layers by when they are updated."""
-
-  all: list[Reading]
-  elementwise: list[Reading]
-  blocks: list[Reading]
-  low_rank: list[Reading]
-  matrices: list[Reading]
-
-
-def _by_kind(readings: Sequence[Reading]) -> _Readings:
-  def select(*estimators: str) -> list[Reading]:
-    return [r for r in readings if r.layer.estimator in estimators]
-
-  return _Readings(
-    all=list(readings),
-    elementwise=select("rms", "inverse"),
-    blocks=select("full", "shared", "low_rank"),
-    low_rank=select("low_rank"),
-    matrices=select("full", "shared"),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Algorithm:
-  """Algorithm 2 under one set of hyperparameters."""
-
-  curvature: Curvature
-  momentum: jax.typing.ArrayLike
-  curvature_ema: jax.typing.ArrayLike
-  curvature_update_period: jax.typing.ArrayLike
-  inverse_update_period: jax.typing.ArrayLike
-  staggered: bool
-
-  def __post_init__(self) -> None:
-    checks.decay("momentum", self.momentum)
-    checks.decay("curvature_ema", self.curvature_ema)
-    checks.period("curvature_update_period", self.curvature_update_period)
-    checks.period("inverse_update_period", self.inverse_update_period)
+      warm = functools.partial(self.warm, layers)
+      return layout.update(warm, updates, state, source, warm_start)
+    step = functools.partial(self.step, layers)
+    return layout.update(step, updates, state, source)
 
   def step(
-    self,
-    readings: _Readings,
-    updates: optax.Updates,
-    state: MbfState,
-    source: tree.Leaves,
+    self, layers: Layers, g: optax.Updates, state: MbfState, source: paths.Leaves
   ) -> tuple[optax.Updates, MbfState]:
-    """Directions and the next state; ``source`` are the statistics' gradients."""
-    curvature, ema = self.curvature, self.curvature_ema
-    count, layers = state.count, dict(state.curvature)
+    """The update rule; ``source`` are the gradients that the statistics see."""
+    k, beta = state.count, self.curvature_ema
+    elementwise, blocks = layers.elementwise, layers.blocks
+    m = jax.tree.map(self._heavy_ball, state.momentum, g)
 
-    velocity = jax.tree.map(
-      lambda m, g: placement.scalar(self.momentum, m.dtype) * m + g.astype(m.dtype),
-      state.momentum,
-      updates,
+    singles = elementwise.accumulate(state.curvature, source, beta)
+    c_singles = corrected_by(beta, state.elementwise_bias_correction)
+
+    def statistics(now: tuple[States, jax.Array]) -> tuple[States, jax.Array]:
+      G, c = blocks.accumulate(now[0], source, beta), corrected_by(beta, now[1])
+      return G | self._invert(_renewed_with_statistics(blocks), G, c, k), c
+
+    now = blocks.of_these(state.curvature), state.bias_correction
+    G, c = every(self.curvature_update_period, k, statistics, now)
+    stale = blocks.where(lambda estimator: not estimator.refreshes_with_statistics)
+    invert = functools.partial(self._invert, stale, c=c, k=k)
+    P = every(self.inverse_update_period, k, invert, stale.of_these(G))
+
+    curvature = singles | G | P
+    d = layers.precondition(curvature, paths.flatten(m), self._damping(c_singles, k))
+    d = jax.tree.map(lambda d, g: d.astype(g.dtype), paths.unflatten(g, d), g)
+    m = jax.tree.map(
+      lambda new, old: jnp.where(jnp.isfinite(new), new, old), m, state.momentum
     )
-    elementwise_weight = _average(ema, state.elementwise_weight)
-    layers |= curvature.accumulate(readings.elementwise, layers, source, ema)
+    k = optax.safe_increment(k)
+    return d, MbfState(k, c, c_singles, m, curvature)
 
-    def accumulate(averages: tuple[jax.Array, Layers]) -> tuple[jax.Array, Layers]:
-      weight, layers = averages
-      weight = _average(ema, weight)
-      layers = curvature.accumulate(readings.blocks, layers, source, ema)
-      return weight, curvature.refresh(readings.low_rank, layers, weight, count)
-
-    blocks = {reading.path: layers[reading.path] for reading in readings.blocks}
-    is_due = count % placement.scalar(self.curvature_update_period, count.dtype) == 0
-    weight, blocks = _when(is_due, accumulate, (state.weight, blocks))
-    layers |= blocks
-    for is_due, group in self._refreshes(readings.matrices, count):
-      refreshed = functools.partial(
-        curvature.refresh, group, weight=weight, count=count
+  def warm(
+    self,
+    layers: Layers,
+    g: optax.Updates,
+    state: MbfState,
+    source: paths.Leaves,
+    instruction: WarmStart,
+  ) -> tuple[optax.Updates, MbfState]:
+    """One call of a warm start: an average's next entry, or the final refresh."""
+    nothing, average = jax.tree.map(jnp.zeros_like, g), instruction.average
+    if average is not None:
+      return nothing, state._replace(
+        bias_correction=corrected_by(average, state.bias_correction),
+        elementwise_bias_correction=corrected_by(
+          average, state.elementwise_bias_correction
+        ),
+        curvature=layers.accumulate(state.curvature, source, average),
       )
-      layers |= _when(is_due, refreshed, {r.path: layers[r.path] for r in group})
+    curvature = state.curvature | layers.completed(state.curvature)
+    P = self._invert(layers.blocks, curvature, state.bias_correction, state.count)
+    return nothing, state._replace(curvature=curvature | P)
 
-    directions = curvature.precondition(
-      readings.all, layers, tree.flatten(velocity), elementwise_weight, count
-    )
-    directions = tree.unflatten(updates, directions)
-    directions = jax.tree.map(lambda d, g: d.astype(g.dtype), directions, updates)
-    return directions, MbfState(
-      count=optax.safe_increment(count),
-      weight=weight,
-      elementwise_weight=elementwise_weight,
-      momentum=jax.tree.map(_keep_finite, velocity, state.momentum),
-      curvature=layers,
-    )
+  def _layers(self, readings: Any) -> Layers:
+    chosen = [choice for reading in readings for choice in for_mbf(reading)]
+    return Layers.of(chosen, self.inverse_dtype)
 
-  def _refreshes(
-    self, readings: list[Reading], count: jax.Array
-  ) -> list[tuple[jax.Array, list[Reading]]]:
-    """Layers that are refreshed together, and whether it is their turn."""
-    groups = stagger.groups(readings) if self.staggered else [readings]
-    statistics = placement.scalar(self.curvature_update_period, count.dtype)
-    period = placement.scalar(self.inverse_update_period, count.dtype)
-    phases = stagger.phases(len(groups), statistics, period)
-    turns = [(count == 0) | (count % period == phase) for phase in phases]
-    return list(zip(turns, groups, strict=True))
+  def _heavy_ball(self, m: jax.Array, g: jax.Array) -> jax.Array:
+    return devices.replicated(self.momentum, m.dtype) * m + g.astype(m.dtype)
 
+  def _invert(self, layers: Layers, G: States, c: jax.Array, k: jax.Array) -> States:
+    """``P = (G / c + lambda I)^(-1)`` of the given layers."""
+    invert = functools.partial(batches.inverses, method=self.inverse)
+    return layers.refresh(G, self._damping(c, k), invert)
 
-def _when(is_due: jax.Array, branch: Callable[[Any], Any], state: Any) -> Any:
-  return jax.lax.cond(is_due, branch, lambda unchanged: unchanged, state)
+  def _damping(self, c: jax.Array, k: jax.Array) -> Regularizer:
+    """``G / c + lambda I``, ``lambda`` relative to a layer's mean diagonal or not."""
+    value = self.damping(k) if callable(self.damping) else self.damping
 
+    def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+      dtype, shape = spectrum.mean_diagonal.dtype, spectrum.mean_diagonal.shape
+      ones, damping = [1] * len(shape), devices.replicated(value, dtype)
+      correction = c.astype(dtype).reshape(ones)
+      if not self.relative_damping:
+        return 1 / correction, jnp.broadcast_to(damping, shape)
+      axes = [a for a in range(len(shape)) if a not in spectrum.stack_axes]
+      mean = jnp.mean(spectrum.mean_diagonal, axis=axes, keepdims=True) / correction
+      # A layer that has seen no gradient uses damping 1.
+      level = jnp.where(mean > 0, damping * mean + _FLOOR, 1)
+      return 1 / correction, jnp.broadcast_to(level, shape)
 
-def _average(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:
-  """Total weight of a moving average after one more entry."""
-  ema = placement.scalar(ema, weight.dtype)
-  return ema * weight + (1 - ema)
+    return regularize
 
 
-def _keep_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-  return jnp.where(jnp.isfinite(new), new, old)
-
-
-def _warm(
-  curvature: Curvature,
-  readings: _Readings,
-  updates: optax.Updates,
-  state: MbfState,
-  gradients: tree.Leaves,
-  instruction: WarmStart,
-) -> tuple[optax.Updates, MbfState]:
-  """One call of a warm start: an average's next entry, or the final refresh."""
-  nothing = jax.tree.map(jnp.zeros_like, updates)
-  layers = dict(state.curvature)
-  if instruction.average is not None:
-    return nothing, state._replace(
-      weight=_average(instruction.average, state.weight),
-      elementwise_weight=_average(instruction.average, state.elementwise_weight),
-      curvature=curvature.accumulate(
-        readings.all, layers, gradients, instruction.average
-      ),
-    )
-  for reading in readings.low_rank:
-    layers[reading.path] = low_rank.normalized(layers[reading.path])
-  return nothing, state._replace(
-    curvature=curvature.refresh(readings.blocks, layers, state.weight, state.count)
+def init_state(layers: Layers, params: optax.Params) -> MbfState:
+  """State before the first gradient."""
+  return MbfState(
+    count=jnp.zeros((), jnp.int32),
+    bias_correction=jnp.zeros(()),
+    elementwise_bias_correction=jnp.zeros(()),
+    momentum=states.zeros(params),
+    curvature=layers.init(paths.flatten(params)) or jnp.zeros(()),
   )
+
+
+def _renewed_with_statistics(layers: Layers) -> Layers:
+  return layers.where(lambda estimator: estimator.refreshes_with_statistics)

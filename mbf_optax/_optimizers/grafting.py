@@ -1,16 +1,20 @@
 """Grafting: one transformation's direction at another's length, layer by layer."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import tree
-from mbf_optax.estimators import beside
-from mbf_optax.layers import Partition, Reading, as_float
-from mbf_optax.presets import flax_partition
+from mbf_optax._estimators.estimator import norm
+from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.layer import Partition, Reading
+from mbf_optax._partition.presets import flax_partition
+from mbf_optax._tree import checks
+from mbf_optax._tree.dtypes import as_float
+from mbf_optax._tree.paths import Leaves, flatten, unflatten
+
+Lengths = Literal["layer", "block"]
 
 
 class GraftState(NamedTuple):
@@ -24,6 +28,7 @@ def graft(
   direction: optax.GradientTransformation,
   magnitude: optax.GradientTransformation,
   partition: Partition | None = None,
+  lengths: Lengths = "layer",
 ) -> optax.GradientTransformationExtraArgs:
   r"""Takes every layer's direction from one transformation, its length from another.
 
@@ -33,13 +38,14 @@ def graft(
   .. math:: d \, \lVert a \rVert / \lVert d \rVert
 
   and zero where :math:`d` is. Parameters that the partition reads element by element
-  take :math:`a` itself. Layers stacked on a leading axis are scaled one by one.
+  take :math:`a` itself. Stacked layers are scaled one by one.
 
   Args:
     direction: transformation that gives the direction, :func:`scale_by_mbf` say.
     magnitude: transformation that gives the length, ``optax.scale_by_adam()`` say. Like
       the direction it must not have flipped the gradient's sign yet.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
+    lengths: whether a ``"layer"`` is scaled as a whole, or every mini-``"block"``.
 
   Returns:
     The transformation; extra arguments reach both parts. Both parts, their states and
@@ -59,7 +65,8 @@ def graft(
     Agarwal, Anil, Hazan, Koren and Zhang, `Disentangling Adaptive Gradient Methods from
     Learning Rates <https://arxiv.org/abs/2002.11803>`_, 2020.
   """
-  partition = flax_partition() if partition is None else partition
+  partition = checks.partition(flax_partition() if partition is None else partition)
+  checks.choice("lengths", lengths, get_args(Lengths))
   direction = optax.with_extra_args_support(direction)
   magnitude = optax.with_extra_args_support(magnitude)
 
@@ -80,11 +87,11 @@ def graft(
     sized, magnitude_state = magnitude.update(
       _without_faults(wide), state.magnitude, params, **extra_args
     )
-    along_leaves, leaves = tree.flatten(along), tree.flatten(sized)
+    along_leaves, leaves = flatten(along), flatten(sized)
     for reading in partition(updates):
       if not reading.layer.elementwise:
-        leaves |= _resized(reading, along_leaves, leaves)
-    grafted = tree.unflatten(updates, leaves)
+        leaves |= _resized(reading, along_leaves, leaves, lengths)
+    grafted = unflatten(updates, leaves)
     grafted = jax.tree.map(lambda d, g: d.astype(g.dtype), grafted, updates)
     return grafted, GraftState(direction_state, magnitude_state)
 
@@ -107,39 +114,12 @@ def _without_faults(updates: optax.Updates) -> optax.Updates:
   )
 
 
-def _resized(reading: Reading, along: tree.Leaves, sized: tree.Leaves) -> tree.Leaves:
-  """The layer's leaves of ``along`` scaled to the norm of those of ``sized``."""
-  along = {path: as_float(along[path]) for path in reading.paths}
-  sized = {path: as_float(sized[path]) for path in reading.paths}
-  stacked = reading.layer.stack_axes
-  unit, length = _norm(along, stacked), _norm(sized, stacked)
-  return {path: _rescale(leaf, unit, length) for path, leaf in along.items()}
-
-
-class _Norm(NamedTuple):
-  """A norm as ``largest * relative``, which neither overflows nor underflows."""
-
-  largest: jax.Array
-  relative: jax.Array
-
-
-def _norm(leaves: tree.Leaves, stack_axes: int) -> _Norm:
-  """Norms over everything but the leading ``stack_axes``."""
-
-  def over_layer(reduce: Any, leaf: jax.Array) -> jax.Array:
-    return reduce(leaf, axis=range(stack_axes, leaf.ndim))
-
-  arrays = list(leaves.values())
-  peaks = [over_layer(jnp.max, jnp.abs(leaf)) for leaf in arrays]
-  largest = functools.reduce(jnp.maximum, peaks)
-  divisor = jnp.where(largest > 0, largest, 1)
-  squares = [
-    over_layer(jnp.sum, (leaf / beside(divisor, leaf)) ** 2) for leaf in arrays
-  ]
-  return _Norm(largest, jnp.sqrt(functools.reduce(jnp.add, squares)))
-
-
-def _rescale(leaf: jax.Array, own: _Norm, wanted: _Norm) -> jax.Array:
-  divisor = jnp.where(own.largest > 0, own.largest, 1)
-  relative = jnp.where(own.relative > 0, wanted.relative / own.relative, 0)
-  return leaf / beside(divisor, leaf) * beside(relative * wanted.largest, leaf)
+def _resized(
+  reading: Reading, along: Leaves, sized: Leaves, lengths: Lengths
+) -> Leaves:
+  """The layer's leaves of ``along`` with the norms of those of ``sized``."""
+  d, a = to_blocks(reading, along), to_blocks(reading, sized)
+  stacked = len(reading.stack_shape)
+  axes = (0,) if lengths == "block" else (0, *range(1 + stacked, d.ndim))
+  own, wanted = norm(d, axes), norm(a, axes)
+  return from_blocks(reading, jnp.where(own > 0, d / own, 0) * wanted)

@@ -11,7 +11,7 @@ first class would win every tie.
 import jax
 import jax.numpy as jnp
 
-from mbf_optax.layers import as_float
+from mbf_optax._tree.dtypes import as_float
 
 
 def sample_labels(logits: jax.Array, key: jax.Array) -> jax.Array:
@@ -63,13 +63,14 @@ def sample_gaussian(
     scale: standard deviation; 1 belongs to the loss ``(prediction - target)^2 / 2``.
 
   Returns:
-    Targets in the shape and dtype of ``mean``.
+    Targets in the shape of ``mean``, float32 or wider: half precision would round them
+    to a few hundred distinct values.
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax
     >>> mbf_optax.sample_gaussian(jnp.zeros(3), jax.random.key(0)).shape
     (3,)
   """
-  mean = jax.lax.stop_gradient(mean)
-  noise = jax.random.normal(key, mean.shape, mean.dtype)
-  return mean + jnp.asarray(scale, mean.dtype) * noise
+  wide = as_float(jax.lax.stop_gradient(mean))
+  noise = jax.random.normal(key, wide.shape, wide.dtype)
+  return wide + jnp.asarray(scale, wide.dtype) * noise

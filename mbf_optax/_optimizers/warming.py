@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax.transform import MbfState, WarmStart
+from mbf_optax._optimizers.found import find_states, is_state, plain
+from mbf_optax._optimizers.instruction import WarmStart
 
 
 def warm_start(
@@ -24,9 +25,10 @@ def warm_start(
   will in training. ``"low_rank"`` layers keep the last ``rank`` gradients.
 
   Args:
-    tx: a transformation with :func:`scale_by_mbf` somewhere in it: :func:`mbf`,
-      :func:`mbf_adam`, or a chain or wrapper of them.
-    state: its state, usually fresh from ``tx.init(params)``.
+    tx: a transformation with :func:`scale_by_mbf` or :func:`scale_by_mbf_adam`
+      somewhere in it: :func:`mbf`, :func:`mbf_adam`, or a chain or wrapper of them.
+    state: its state, usually fresh from ``tx.init(params)``; that of an
+      ``nnx.Optimizer`` (its ``opt_state``) is taken as it is.
     params: the parameters at which the gradients were taken.
     gradients: mini-batch gradients, trees like ``params``; a generator will do.
 
@@ -44,18 +46,15 @@ def warm_start(
     >>> tx = mbf_optax.mbf(0.01)
     >>> gradients = [jax.tree.map(jnp.ones_like, params)]
     >>> state = mbf_optax.warm_start(tx, tx.init(params), params, gradients)
-    >>> print(state[0].weight)
+    >>> print(state[0].bias_correction)
     1.0
 
   References:
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
     <https://arxiv.org/abs/2202.04124>`_, 2023, section 11.1.5.
   """
-  if not any(map(_is_mbf, jax.tree.leaves(state, is_leaf=_is_mbf))):
-    raise ValueError(
-      "warm_start: there is no MbfState in the given state; pass the state that"
-      " tx.init(params) returned, of a tx that contains scale_by_mbf."
-    )
+  state, restore = plain(state)
+  find_states("warm_start", state)
   if any(map(_is_accumulating, jax.tree.leaves(state, is_leaf=_is_accumulating))):
     raise ValueError(
       "warm_start: optax.MultiSteps holds gradients back; warm up what it wraps,"
@@ -80,11 +79,7 @@ def warm_start(
     raise ValueError(
       "warm_start: gradients is empty; pass at least one mini-batch gradient."
     )
-  return advance(params, gradient, state, None)
-
-
-def _is_mbf(node: Any) -> bool:
-  return isinstance(node, MbfState)
+  return restore(advance(params, gradient, state, None))
 
 
 def _is_accumulating(node: Any) -> bool:
@@ -94,5 +89,5 @@ def _is_accumulating(node: Any) -> bool:
 def _adopt(state: Any, new: Any) -> Any:
   """``state`` with its MBF states taken from ``new`` and everything else kept."""
   return jax.tree.map(
-    lambda old, fresh: fresh if _is_mbf(old) else old, state, new, is_leaf=_is_mbf
+    lambda old, fresh: fresh if is_state(old) else old, state, new, is_leaf=is_state
   )

@@ -7,9 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mbf_optax._tree.paths import Leaves
 
-Estimator = Literal[
-  "auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"
-]
+Estimator = Literal["auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"]
 ELEMENTWISE = ("rms", "inverse")
 
 
@@ -152,6 +150,11 @@ class Reading(NamedTuple):
   def blocks(self) -> int:
     """Number of mini-blocks."""
     return math.prod(self.batch_shape)
+
+  @property
+  def elements(self) -> int:
+    """Number of the layer's parameters, its bias included."""
+    return math.prod(self.shape) + math.prod(self.bias_shape) * bool(self.bias_path)
 
   @property
   def label(self) -> str:

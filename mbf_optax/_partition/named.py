@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from mbf_optax._tree import paths as tree
 from mbf_optax._partition.conventions import (
   Convention,
   Geometry,
@@ -16,7 +15,13 @@ from mbf_optax._partition.conventions import (
   name_of,
   weight_beside,
 )
-from mbf_optax._partition.layer import Estimator, Layer, Reading, joins, read
+from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, read
+from mbf_optax._tree import paths as tree
+
+
+def joins(bias_shape, batch_shape):
+  return [n for n in bias_shape if n != 1] == [n for n in batch_shape if n != 1]
+
 
 Dense = Literal["auto", "full", "shared", "low_rank"]
 Override = tuple[str, Layer | str]
@@ -24,6 +29,7 @@ Override = tuple[str, Layer | str]
 _ESTIMATORS: dict[str | None, Estimator] = {
   "full": "full",
   "shared": "shared",
+  "two_sided": "two_sided",
   "low_rank": "low_rank",
 }
 _SHARED_LIMIT = 8193  # past this an n x n matrix is no longer a reasonable default
@@ -138,7 +144,10 @@ class NamedPartition:
     weight, bias = self._layer(weight_path, leaves), leaves[path]
     if weight.elementwise or _is_complex(bias):
       return Layer(estimator="rms")
-    return Layer(estimator="inverse", stack_axes=min(weight.stack_axes, bias.ndim))
+    return Layer(
+      estimator="inverse",
+      stack_axes=tuple(range(min(len(weight.stack_axes), bias.ndim))),
+    )
 
   def _weight_layer(self, path: str, leaves: tree.Leaves, asked: str | None) -> Layer:
     leaf = leaves[path]
@@ -153,14 +162,18 @@ class NamedPartition:
     estimator = _ESTIMATORS.get(asked)
     if asked == "conv" or any(leaf.shape[axis] > 1 for axis in spatial):
       per_kernel = estimator or "full"
-      return Layer(spatial, per_kernel, stack, joins_bias=False, rank=self.rank)
+      return Layer(
+        spatial, per_kernel, tuple(range(stack)), joins_bias=False, rank=self.rank
+      )
     axes = tuple(sorted(spatial + inputs))
     counted = [size for axis, size in enumerate(leaf.shape) if axis not in axes]
     bias = self._bias_of(path, leaves)
     joined = bias is not None and joins(bias[1], tuple(counted))
     size = math.prod(leaf.shape[axis] for axis in axes) + joined
     estimator = estimator or self._dense_estimator(size)
-    return Layer(axes, estimator, stack, joins_bias=joined, rank=self.rank)
+    return Layer(
+      axes, estimator, tuple(range(stack)), joined, self.rank, self.full_limit
+    )
 
   def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
     if asked in ("conv", "dense"):
@@ -172,20 +185,16 @@ class NamedPartition:
     return Layer(estimator="rms")
 
   def _dense_estimator(self, block_size: int) -> Estimator:
-    if self.dense != "auto":
-      return self.dense
-    if block_size <= self.full_limit:
-      return "full"
-    return "shared" if block_size <= _SHARED_LIMIT else "low_rank"
+    return self.dense
 
-  def _bias_of(self, path: str, leaves: tree.Leaves) -> tuple[str, tuple] | None:
+  def _bias_of(self, path: str, leaves: tree.Leaves) -> Bias | None:
     """The bias that may join the blocks: real, and with no override of its own."""
     bias_path = bias_beside(path, self.convention, leaves)
     if bias_path is None or _is_complex(leaves[bias_path]):
       return None
     if self._asked(bias_path, path) is not None:
       return None
-    return bias_path, tuple(leaves[bias_path].shape)
+    return Bias(bias_path, tuple(leaves[bias_path].shape))
 
 
 def _is_complex(leaf: Any) -> bool:

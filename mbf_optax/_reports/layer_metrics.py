@@ -1,24 +1,34 @@
-"""What to watch while training: conditioning, and what the inverse does to a step."""
+"""What to watch while training: persistence, conditioning, and each layer's step."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import tree
-from mbf_optax.curvature import computed, estimator_of
-from mbf_optax.layers import Partition, Reading, to_blocks
-from mbf_optax.presets import flax_partition
-from mbf_optax.transform import MbfState
+from mbf_optax._estimators.estimator import Estimator
+from mbf_optax._optimizers.adam import MbfAdamState
+from mbf_optax._optimizers.fisher import MbfState
+from mbf_optax._optimizers.found import find_states, plain
+from mbf_optax._optimizers.layers import Layers, computed
+from mbf_optax._optimizers.persistence import persistence
+from mbf_optax._partition.blocks import to_blocks
+from mbf_optax._partition.choice import for_mbf, for_mbf_adam
+from mbf_optax._partition.layer import Partition
+from mbf_optax._partition.presets import flax_partition
+from mbf_optax._tree import checks, paths
+from mbf_optax._tree.dtypes import as_float
 
 
 class LayerMetrics(NamedTuple):
   """Numbers of one layer, each an array ``()``.
 
   Attributes:
-    condition: condition number of the damped statistics, the geometric mean over the
+    persistence: how much of its gradient the momentum before it foretold, in ``[0, 1]``,
+      the mean over stacked layers; 0 under ``mbf``, which does not follow it.
+    exponent: the share of the optimizer's ``exponent`` that this persistence lets act,
+      ``1 - sqrt(persistence)``.
+    condition: condition number of the preconditioner, the geometric mean over the
       layer's blocks.
     largest_condition: the largest of them.
     norm: norm of the layer's update, its bias included.
@@ -26,10 +36,22 @@ class LayerMetrics(NamedTuple):
       is.
   """
 
+  persistence: jax.Array
+  exponent: jax.Array
   condition: jax.Array
   largest_condition: jax.Array
   norm: jax.Array
   cosine: jax.Array
+
+
+class _View(NamedTuple):
+  """What metrics need of either optimizer's state."""
+
+  layers: Layers
+  momentum: paths.Leaves
+  curvature: dict[str, Any]
+  persistence: dict[str, jax.Array]
+  correction: jax.Array | None
 
 
 def metrics(
@@ -38,13 +60,14 @@ def metrics(
   updates: optax.Updates | None = None,
   partition: Partition | None = None,
 ) -> dict[str, LayerMetrics]:
-  r"""Condition numbers of every layer's blocks, and what the inverse makes of a step.
+  r"""What to watch of every layer: persistence, conditioning, and the step it makes.
 
   With gradients and updates given it costs little beside a step, and is best called in
   the jitted one. Layers that are read element by element are left out; their blocks are
   single numbers.
 
-  The condition number :math:`\kappa` of a block's damped statistics is estimated from
+  Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics is
+  estimated from
   the diagonals of the statistics :math:`G` and of the inverse :math:`P` in use, as
 
   .. math:: 1 + \operatorname{tr}(G / c) \, \max_i P_{ii} .
@@ -54,16 +77,19 @@ def metrics(
   examples train, between half and three times :math:`\kappa`. Later the statistics are
   newer than the inverse that they multiply. A ``"low_rank"`` layer takes
   :math:`1 / \lambda` for the maximum, its bound, which blocks longer than the rank
-  reach.
+  reach. Under :func:`mbf_adam`, whose matrices are powers, it is a lower bound: the
+  ratio of the largest to the smallest diagonal element of :math:`R`, or the larger of
+  the two sides'.
 
   Args:
-    state: any state that contains an :class:`MbfState`: of :func:`mbf`,
-      :func:`mbf_adam`, or a chain or wrapper of them.
+    state: any state that contains an :class:`MbfState` or :class:`MbfAdamState`: of
+      :func:`mbf`, :func:`mbf_adam`, or a chain or wrapper of them, or the ``opt_state``
+      of an ``nnx.Optimizer``.
     gradients: the gradients that went into the update; ``None`` takes their running
       sum, the momentum, instead.
     updates: what the update returned with ``state``, so that the cosine is negative
-      where it goes downhill; ``None`` takes MBF's own direction :math:`P m`, before
-      any sign, grafting or learning rate, at the price of multiplying it out again.
+      where it goes downhill; ``None`` takes the preconditioned momentum, before any
+      sign, length or learning rate, at the price of multiplying it out again.
     partition: the one that the transformation was given; ``None`` is
       :func:`flax_partition`.
 
@@ -71,60 +97,109 @@ def metrics(
     The metrics of each layer by the path of its weight array.
 
   Raises:
-    ValueError: if there is no :class:`MbfState`, if two of them hold the same layer, or
-      if the partition or the gradients do not fit the state.
+    ValueError: if there is no such state, if two of them hold the same layer, or if the
+      partition or the gradients do not fit the state.
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax
     >>> tx = mbf_optax.mbf_adam(learning_rate=0.1)
-    >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    >>> params = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
     >>> gradients = jax.tree.map(jnp.ones_like, params)
     >>> updates, state = tx.update(gradients, tx.init(params), params)
     >>> layer = mbf_optax.metrics(state, gradients, updates)["Dense_0/kernel"]
-    >>> print(layer.condition.round(), layer.norm.round(2), layer.cosine.round(2))
-    31.0 0.28 -1.0
+    >>> print(layer.persistence, layer.norm.round(2), layer.cosine.round(2))
+    1.0 0.45 -1.0
   """
-  partition = flax_partition() if partition is None else partition
-  gradients = None if gradients is None else tree.flatten(gradients)
-  updates = None if updates is None else tree.flatten(updates)
+  partition = checks.partition(flax_partition() if partition is None else partition)
+  bare, _ = plain(state)
+  given = None if gradients is None else paths.flatten(gradients)
+  stepped = None if updates is None else paths.flatten(updates)
   found: dict[str, LayerMetrics] = {}
-  for mbf_state in _mbf_states(state):
-    for reading in partition(mbf_state.momentum):
-      if reading.path in found:
+  for one in find_states("metrics", bare):
+    view = (
+      _of_mbf(one, partition) if isinstance(one, MbfState) else _of_adam(one, partition)
+    )
+    for estimator in view.layers.estimators:
+      path = estimator.reading.path
+      if path in found:
         raise ValueError(
-          f"metrics: two MbfStates in the given state hold the layer {reading.path!r};"
-          " pass each of them by itself."
+          f"metrics: two states in the given one hold the layer {path!r}; pass each of"
+          " them by itself."
         )
-      if not reading.layer.elementwise:
-        found[reading.path] = _of_layer(reading, mbf_state, gradients, updates)
+      found[path] = _of_layer(estimator, view, given, stepped)
   return found
 
 
+def _of_mbf(state: MbfState, partition: Partition) -> _View:
+  readings = [c for r in partition(state.momentum) for c in for_mbf(r)]
+  layers, momentum = Layers.of(readings), paths.flatten(state.momentum)
+  _check(layers, state.curvature, momentum)
+  blocks = layers.blocks
+  none = {e.reading.path: jnp.zeros(()) for e in blocks.estimators}
+  correction = _or_one(state.bias_correction)
+  return _View(blocks, momentum, dict(state.curvature), none, correction)
+
+
+def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
+  readings = [c for r in partition(state.adam.nu) for c in for_mbf_adam(r)]
+  layers = Layers.of(readings).blocks
+  momentum = paths.flatten(jax.tree.map(as_float, state.adam.mu))
+  _check(layers, state.curvature, paths.flatten(state.adam.nu))
+  kappa = {
+    e.reading.path: persistence(state.foretold[e.reading.path], state.adam.count)
+    for e in layers.estimators
+  }
+  curvature = state.curvature if layers.estimators else {}
+  return _View(layers, momentum, dict(curvature), kappa, None)
+
+
+def _check(layers: Layers, curvature: Any, moments: paths.Leaves) -> None:
+  """Raises a ``ValueError`` unless the state was made for these layers."""
+  states = dict(curvature) if hasattr(curvature, "keys") else {}
+  given = {path: _shapes(layer) for path, layer in states.items()}
+  wanted = jax.eval_shape(layers.init, moments)
+  for path in (*wanted, *given):
+    if given.get(path) != (_shapes(wanted[path]) if path in wanted else None):
+      raise ValueError(
+        f"metrics: the state was not made for the partition's reading of {path!r}; pass"
+        " the partition that the transformation was given."
+      )
+
+
+def _shapes(state: Any) -> Any:
+  leaves, structure = jax.tree.flatten(state)
+  return structure, [leaf.shape for leaf in leaves]
+
+
 def _of_layer(
-  reading: Reading,
-  state: MbfState,
-  gradients: tree.Leaves | None,
-  updates: tree.Leaves | None,
+  estimator: Estimator,
+  view: _View,
+  gradients: paths.Leaves | None,
+  updates: paths.Leaves | None,
 ) -> LayerMetrics:
-  momentum = tree.flatten(state.momentum)
-  layer = _state_of(reading, state, momentum)
-  estimator, vectors = estimator_of(reading), to_blocks(reading, momentum)
-  weight = _or_one(state.weight).astype(vectors.dtype)
-  conditions = estimator.condition(layer, weight)
+  reading = estimator.reading
+  state = computed(estimator, view.curvature[reading.path])
+  vectors = to_blocks(reading, view.momentum)
   if updates is None:
-    step = estimator.precondition(reading, layer, vectors)
+    step = estimator.precondition(state, vectors, None)
   else:
-    step = _blocks_of(reading, "updates", updates, momentum)
+    step = _blocks_of(estimator, "updates", updates, view.momentum)
   if gradients is not None:
-    vectors = _blocks_of(reading, "gradients", gradients, momentum)
+    vectors = _blocks_of(estimator, "gradients", gradients, view.momentum)
+  if view.correction is None:
+    conditions = estimator.spread(state)
+  else:
+    conditions = estimator.condition(state, view.correction.astype(vectors.dtype))
   step, unit = _scaled(step)
   gradient, _ = _scaled(vectors)
-  lengths = _length(step) * _length(gradient)
+  kappa = jnp.mean(view.persistence[reading.path])
   return LayerMetrics(
+    persistence=kappa,
+    exponent=1 - jnp.sqrt(kappa),
     condition=jnp.exp(jnp.mean(jnp.log(conditions))),
     largest_condition=jnp.max(conditions),
     norm=unit * _length(step),
-    cosine=jnp.sum(step * gradient) / _or_one(lengths),
+    cosine=jnp.sum(step * gradient) / _or_one(_length(step) * _length(gradient)),
   )
 
 
@@ -140,45 +215,15 @@ def _length(vectors: jax.Array) -> jax.Array:
 
 
 def _or_one(value: jax.Array) -> jax.Array:
-  """The value, or one for zero: something to divide by."""
+  """``value``, or 1 where it is 0 (a safe divisor)."""
   return jnp.where(value > 0, value, 1)
 
 
-def _mbf_states(state: optax.OptState) -> list[MbfState]:
-  def is_mbf(node: Any) -> bool:
-    return isinstance(node, MbfState)
-
-  states = list(filter(is_mbf, jax.tree.leaves(state, is_leaf=is_mbf)))
-  if not states:
-    raise ValueError(
-      "metrics: there is no MbfState in the given state; pass the state that tx.init or"
-      " tx.update returned, of a tx that contains scale_by_mbf."
-    )
-  return states
-
-
-def _state_of(reading: Reading, state: MbfState, momentum: tree.Leaves) -> Any:
-  """The layer's state, checked to be that of the reading."""
-  dtype = momentum[reading.path].dtype
-  init = functools.partial(estimator_of(reading).init, reading, dtype)
-  layer = dict(state.curvature).get(reading.path)
-  if _shapes(layer) != _shapes(jax.eval_shape(init)):
-    raise ValueError(
-      f"metrics: the partition reads {reading.path!r} as {reading.label}, for which the"
-      " state was not made; pass the partition that the transformation was given."
-    )
-  return computed(layer)
-
-
-def _shapes(state: Any) -> Any:
-  leaves, structure = jax.tree.flatten(state)
-  return structure, [leaf.shape for leaf in leaves]
-
-
 def _blocks_of(
-  reading: Reading, name: str, leaves: tree.Leaves, momentum: tree.Leaves
+  estimator: Estimator, name: str, leaves: paths.Leaves, momentum: paths.Leaves
 ) -> jax.Array:
   """The layer's block vectors in ``leaves``, checked to be there."""
+  reading = estimator.reading
   for path in reading.paths:
     expected = momentum[path]
     if path not in leaves or leaves[path].shape != expected.shape:

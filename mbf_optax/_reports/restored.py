@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import optax
 
-from mbf_optax import checks
+from mbf_optax._optimizers.found import plain
+from mbf_optax._tree import checks
 
 
 def check_state(
@@ -53,4 +54,4 @@ def check_state(
     other parameters or another version of mbf_optax: restore it with those, or start
     anew from tx.init(params).
   """
-  checks.same_state(state, jax.eval_shape(tx.init, params))
+  checks.same_state(plain(state)[0], jax.eval_shape(tx.init, params))

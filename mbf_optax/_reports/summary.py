@@ -1,19 +1,22 @@
 """What each layer becomes, and what that costs, before anything is allocated."""
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
-from mbf_optax import checks, tree
-from mbf_optax.curvature import Curvature
-from mbf_optax.layers import Partition, Reading
-from mbf_optax.presets import flax_partition
-from mbf_optax.transform import init_state
+from mbf_optax._estimators.table import estimator_of
+from mbf_optax._optimizers.adam import scale_by_mbf_adam
+from mbf_optax._optimizers.fisher import MbfState, scale_by_mbf
+from mbf_optax._partition.choice import for_mbf, for_mbf_adam
+from mbf_optax._partition.layer import Partition, Reading
+from mbf_optax._partition.presets import flax_partition
+from mbf_optax._tree import checks, paths
 from mbf_optax.version import __version__
+
+Optimizer = Literal["mbf", "mbf_adam"]
 
 
 class LayerSummary(NamedTuple):
@@ -26,7 +29,8 @@ class LayerSummary(NamedTuple):
       ``"xN"`` for N stacked layers.
     blocks: number of mini-blocks.
     block_size: length of a block vector, its bias included.
-    state_bytes: bytes of momentum, statistics and inverses.
+    elements: number of the layer's parameters.
+    state_bytes: bytes of moments, statistics and inverses.
     apply_flops: floating-point operations of every step.
     statistics_flops: operations of a statistics update.
     inverse_flops: operations of an inverse update.
@@ -37,6 +41,7 @@ class LayerSummary(NamedTuple):
   reading: str
   blocks: int
   block_size: int
+  elements: int
   state_bytes: int
   apply_flops: int
   statistics_flops: int
@@ -48,11 +53,24 @@ class Summary(NamedTuple):
 
   Attributes:
     layers: one row a layer.
-    state_bytes: bytes of the whole :class:`MbfState`.
+    state_bytes: bytes of the optimizer's whole state.
+    elements: number of parameters.
   """
 
   layers: tuple[LayerSummary, ...]
   state_bytes: int
+  elements: int
+
+  @property
+  def share_in_blocks(self) -> float:
+    """Share of the parameters that lie in mini-blocks of several elements."""
+    in_blocks = sum(row.elements for row in self.layers if row.block_size > 1)
+    return in_blocks / max(self.elements, 1)
+
+  @property
+  def floats_per_parameter(self) -> float:
+    """Numbers of the state, counted as float32, for every parameter."""
+    return self.state_bytes / 4 / max(self.elements, 1)
 
   def flops_per_step(
     self, curvature_update_period: int, inverse_update_period: int
@@ -73,21 +91,23 @@ class Summary(NamedTuple):
       for i, width in enumerate(widths)
     )
     first, *others = (_line(_aligned(row, widths)) for row in rows)
-    return "\n".join([first, _line(rule), *others, "", _caption()])
+    return "\n".join([first, _line(rule), *others, "", _totals(self), _caption()])
 
 
 def summarize(
   params: Any,
   partition: Partition | None = None,
+  optimizer: Optimizer = "mbf_adam",
   inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> Summary:
-  """Tabulates how a parameter tree is read and what :func:`scale_by_mbf` will hold.
+  """Tabulates how a parameter tree is read and what an optimizer will hold.
 
   Nothing is allocated, so it can be asked about models that do not fit.
 
   Args:
     params: the parameter tree, of arrays or of ``jax.ShapeDtypeStruct``.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
+    optimizer: whose state is counted, ``"mbf_adam"`` or ``"mbf"``.
     inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
 
   Returns:
@@ -96,7 +116,7 @@ def summarize(
     of an inverse update.
 
   Raises:
-    ValueError: as ``scale_by_mbf(partition=partition).init(params)`` does.
+    ValueError: as the optimizer's ``init(params)`` does.
 
   Examples:
     >>> import jax, mbf_optax
@@ -109,42 +129,52 @@ def summarize(
     <BLANKLINE>
     Operations: apply at each step, statistics and inverse at each of their updates. ...
   """
-  partition = flax_partition() if partition is None else partition
-  readings = checks.readings(partition, params)
-  # What is held does not depend on the other hyperparameters.
-  curvature = Curvature(1.0, False, "sweep", inverse_dtype)
-  init = functools.partial(init_state, curvature, readings)
-  state = jax.eval_shape(init, params)
-  momentum = tree.flatten(state.momentum)
+  partition = checks.partition(flax_partition() if partition is None else partition)
+  checks.choice("optimizer", optimizer, tuple(_OPTIMIZERS))
+  transformation, choose = _OPTIMIZERS[optimizer]
+  tx = transformation(partition=partition, inverse_dtype=inverse_dtype)
+  state = jax.eval_shape(tx.init, params)
+  readings = [c for r in partition(params) for c in choose(r)]
+  moments = list(map(paths.flatten, _moments(state)))
+  layers = state.curvature
+  layers = layers if isinstance(layers, dict) else {}
   rows = []
   for reading in readings:
-    held = [state.curvature[reading.path], *(momentum[path] for path in reading.paths)]
+    held = [moment[path] for moment in moments for path in reading.paths]
+    held += [layers[reading.path]] if reading.path in layers else []
     rows.append(_row(reading, _bytes(held)))
-  return Summary(tuple(rows), _bytes(state))
+  return Summary(tuple(rows), _bytes(state), _elements(params))
+
+
+_OPTIMIZERS = {
+  "mbf": (scale_by_mbf, for_mbf),
+  "mbf_adam": (scale_by_mbf_adam, for_mbf_adam),
+}
+
+
+def _moments(state: Any) -> list[Any]:
+  """Trees like the parameters that a state holds."""
+  if isinstance(state, MbfState):
+    return [state.momentum]
+  return [state.adam.mu, state.adam.nu]
 
 
 def _row(reading: Reading, state_bytes: int) -> LayerSummary:
-  layer, n, blocks = reading.layer, reading.block_size, reading.blocks
-  stacked = math.prod(reading.stack_shape)
-  rank = layer.rank
-  apply, statistics, inverse = {
-    "full": (2 * n * n * blocks, 3 * n * n * blocks, 2 * n**3 * blocks),
-    "shared": (2 * n * n * blocks, 2 * n * n * blocks, 2 * n**3 * stacked),
-    "low_rank": (4 * n * rank * blocks, (2 * n * rank + 2 * rank**3) * blocks, 0),
-    "rms": (6 * blocks, 0, 0),
-    "inverse": (5 * blocks, 0, 0),
-  }[layer.estimator]
+  operations = estimator_of(reading).operations()
   return LayerSummary(
     reading.path,
     reading.shape,
     reading.label,
-    blocks,
-    n,
+    reading.blocks,
+    reading.block_size,
+    reading.elements,
     state_bytes,
-    apply,
-    statistics,
-    inverse,
+    *operations,
   )
+
+
+def _elements(params: Any) -> int:
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _bytes(arrays: Any) -> int:
@@ -172,6 +202,13 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 def _line(cells: Iterable[str]) -> str:
   return f"| {' | '.join(cells)} |"
+
+
+def _totals(summary: Summary) -> str:
+  return (
+    f"{summary.share_in_blocks:.0%} of {summary.elements:,} parameters lie in blocks;"
+    f" the state holds {summary.floats_per_parameter:.1f} floats a parameter."
+  )
 
 
 def _caption() -> str:

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbf_optax._tree import paths as tree
-from mbf_optax._partition.layer import Partition, Reading, check_cover
+from mbf_optax._tree import paths
 
 
 def _concrete(value: Any) -> bool:
@@ -16,13 +15,28 @@ def _concrete(value: Any) -> bool:
   return not callable(value) and not isinstance(value, jax.core.Tracer)
 
 
-def positive(name: str, value: Any) -> None:
+def _number(name: str, value: Any) -> np.ndarray:
+  """A known value as an array of numbers, or a ``TypeError``."""
+  try:
+    return np.asarray(value, float)
+  except (TypeError, ValueError) as error:
+    raise TypeError(f"mbf_optax: {name} is {value!r}; it must be a number.") from error
+
+
+def positive(name: str, value: Any, usual: str) -> None:
   """Raises a ``ValueError`` for a known value that is not positive."""
-  if _concrete(value) and not np.all(np.asarray(value) > 0):
+  if _concrete(value) and not np.all(_number(name, value) > 0):
     raise ValueError(
-      f"mbf_optax: {name} is {value}; it must be positive (try 3e-3, or 0.1 for"
-      " relative damping)."
+      f"mbf_optax: {name} is {value}; it must be positive (try {usual})."
     )
+
+
+def fraction(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for a known value outside ``[0, 1]``."""
+  if _concrete(value):
+    array = _number(name, value)
+    if not np.all((array >= 0) & (array <= 1)):
+      raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1].")
 
 
 def no_schedule(name: str, value: Any) -> None:
@@ -37,10 +51,10 @@ def no_schedule(name: str, value: Any) -> None:
 def decay(name: str, value: Any) -> None:
   """Raises a ``ValueError`` for a schedule, or a known value outside ``[0, 1)``."""
   no_schedule(name, value)
-  if _concrete(value) and not np.all(
-    (np.asarray(value) >= 0) & (np.asarray(value) < 1)
-  ):
-    raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.")
+  if _concrete(value):
+    array = _number(name, value)
+    if not np.all((array >= 0) & (array < 1)):
+      raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.")
 
 
 def period(name: str, value: Any) -> None:
@@ -48,7 +62,7 @@ def period(name: str, value: Any) -> None:
   no_schedule(name, value)
   if not _concrete(value):
     return
-  array = np.asarray(value)
+  array = _number(name, value)
   if not np.all(array >= 1) or not np.all(array == np.round(array)):
     raise ValueError(
       f"mbf_optax: {name} is {value}; it must be a whole number of updates, 1 or more."
@@ -72,29 +86,33 @@ def floating(name: str, dtype: Any) -> None:
     )
 
 
-def readings(partition: Partition, params: Any) -> Sequence[Reading]:
-  """The readings of parameters, checked to be floating and to be covered once.
+def partition(value: Any) -> Any:
+  """``value``, or a ``TypeError`` unless it reads parameter trees."""
+  name = getattr(value, "__name__", "")
+  if name.endswith("_partition"):
+    raise TypeError(
+      f"mbf_optax: partition is the function {name} itself; call it: {name}()."
+    )
+  if not callable(value):
+    raise TypeError(
+      f"mbf_optax: partition is {value!r}; use flax_partition(), haiku_partition(),"
+      " equinox_partition(), traced_partition(loss, params, batch), or None."
+    )
+  return value
 
-  Raises:
-    ValueError: naming the path of a parameter that cannot be trained, is read twice or
-      is left out.
-  """
-  leaves = tree.flatten(params)
-  for path, leaf in leaves.items():
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-      raise ValueError(
-        f"mbf_optax: the parameter {path!r} has dtype {leaf.dtype}; only floating and"
-        " complex parameters can be trained. Leave it out with optax.masked or"
-        " optax.partition, or keep it in another collection."
-      )
-  found = partition(params)
-  check_cover(found, leaves)
-  return found
+
+def same_state_kind(state: Any, expected: type) -> None:
+  """Raises a ``TypeError`` for a state that another transformation made."""
+  if not isinstance(state, expected):
+    raise TypeError(
+      f"mbf_optax: update got a {type(state).__name__} where it needs the"
+      f" {expected.__name__} that this transformation's init returned."
+    )
 
 
 def same_structure(updates: Any, momentum: Any) -> None:
   """Raises a ``ValueError`` where gradients differ from the parameters of ``init``."""
-  given, expected = tree.flatten(updates), tree.flatten(momentum)
+  given, expected = paths.flatten(updates), paths.flatten(momentum)
   for path in (*expected, *given):
     if path not in given or path not in expected:
       where = "parameters" if path in expected else "gradients"
@@ -137,13 +155,13 @@ def _entries(state: Any) -> dict[str, str]:
   }
 
 
-def curvature_leaves(curvature_gradients: Any, updates: Any) -> tree.Leaves:
+def curvature_leaves(curvature_gradients: Any, updates: Any) -> paths.Leaves:
   """Leaves of the second gradient for every leaf of the first.
 
   The second may hold more: inside ``optax.masked`` only the first is masked.
   """
-  given = tree.flatten(curvature_gradients)
-  for path, leaf in tree.flatten(updates).items():
+  given = paths.flatten(curvature_gradients)
+  for path, leaf in paths.flatten(updates).items():
     if path not in given or given[path].shape != leaf.shape:
       raise ValueError(
         f"mbf_optax: curvature_gradients has no leaf {path!r} of shape {leaf.shape};"

@@ -1,0 +1,117 @@
+"""The ``two_sided`` estimator: matrices of a dense layer's inputs and of its outputs.
+
+The inputs' matrix is that of ``shared``: the mean over the outputs of the inputs' outer
+products. The outputs' matrix is the mean over the inputs of the outputs' outer
+products, as in Shampoo (Gupta, Koren & Singer, 2018). A gradient is multiplied by both.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from mbf_optax._estimators.estimator import (
+  INPUTS,
+  OUTPUTS,
+  Operations,
+  Regularizer,
+  norm,
+  spread_of,
+  without_faults,
+)
+from mbf_optax._estimators.full import BlockState, diagonals
+from mbf_optax._estimators.shared import Parts, SharedBlocks
+from mbf_optax._linalg.batches import Matrices, Results
+
+
+class TwoSidedState(NamedTuple):
+  """State of a layer with matrices on both sides.
+
+  Attributes:
+    inputs: matrices ``(*stack, parts, n, n)`` of the inputs.
+    outputs: matrices ``(*stack, parts, m, m)`` of the outputs.
+  """
+
+  inputs: BlockState
+  outputs: BlockState
+
+
+class TwoSidedBlocks(SharedBlocks):
+  """A layer moves as one: the outputs' matrix mixes its blocks."""
+
+  sides = (INPUTS, OUTPUTS)
+
+  @property
+  def output_parts(self) -> Parts:
+    """How the outputs are cut."""
+    return Parts(self.reading.blocks_per_layer, self.reading.layer.block_limit)
+
+  def init(self, dtype: jax.typing.DTypeLike) -> TwoSidedState:
+    stack = self.reading.stack_shape
+    return TwoSidedState(
+      self.parts.init(stack, dtype), self.output_parts.init(stack, dtype)
+    )
+
+  def accumulate(
+    self, state: TwoSidedState, gradient: jax.Array, ema: jax.Array
+  ) -> TwoSidedState:
+    columns = self.columns(without_faults(gradient))
+    return TwoSidedState(
+      self.parts.accumulate(state.inputs, columns, ema),
+      self.output_parts.accumulate(state.outputs, columns.mT, ema),
+    )
+
+  def matrices(self, state: TwoSidedState, regularize: Regularizer) -> list[Matrices]:
+    reading = self.reading
+    return [
+      self.parts.matrices(state.inputs, reading.blocks_per_layer, regularize),
+      self.output_parts.matrices(state.outputs, reading.block_size, regularize),
+    ]
+
+  def inverses(self, state: TwoSidedState) -> list[jax.Array]:
+    return [state.inputs.inverse, state.outputs.inverse]
+
+  def with_inverses(
+    self, state: TwoSidedState, results: list[Results]
+  ) -> TwoSidedState:
+    inputs, outputs = results
+    return TwoSidedState(
+      state.inputs._replace(inverse=inputs.values),
+      state.outputs._replace(inverse=outputs.values),
+    )
+
+  def precondition(
+    self, state: TwoSidedState, vectors: jax.Array, regularize: Regularizer
+  ) -> jax.Array:
+    del regularize
+    columns = self.parts.apply(state.inputs, self.columns(vectors))
+    return self.vectors(self.output_parts.apply(state.outputs, columns.mT).mT)
+
+  def norms(self, vectors: jax.Array) -> jax.Array:
+    stacked = len(self.reading.stack_shape)
+    return norm(vectors, (0, *range(1 + stacked, vectors.ndim)))
+
+  def condition(self, state: TwoSidedState, correction: jax.Array) -> jax.Array:
+    return super().condition(state.inputs, correction)
+
+  def spread(self, state: TwoSidedState) -> jax.Array:
+    inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
+    return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
+
+  def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> TwoSidedState:
+    del state
+    return TwoSidedState(
+      self.parts.shardings(self.reading, sharding),
+      self.output_parts.shardings(self.reading, sharding),
+    )
+
+  def operations(self) -> Operations:
+    inputs, reading = super().operations(), self.reading
+    rows = self.output_parts.rows
+    product = 2 * rows * reading.block_size * reading.blocks
+    stacked = reading.blocks // reading.blocks_per_layer
+    inverse = 2 * rows**3 * self.output_parts.count * stacked
+    return Operations(
+      inputs.apply + product, inputs.statistics + product, inputs.inverse + inverse
+    )

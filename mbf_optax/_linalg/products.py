@@ -1,0 +1,70 @@
+"""Products ``A A^T`` and products with matrices that are kept in parts."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax._mesh import devices
+
+_STRIPS = 4  # at most, of a symmetric product; each one is compiled apart
+_LEAST_ROWS = 576  # of a strip
+_TALL = 3  # rows a column beyond which mirroring costs more than it saves
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def split_rows(columns: jax.Array, parts: int, size: int) -> jax.Array:
+  """``(..., n, m)`` to ``(..., parts, size, m)``, padded with zeros."""
+  spare = parts * size - columns.shape[-2]
+  if spare:
+    margin = [(0, 0)] * (columns.ndim - 2) + [(0, spare), (0, 0)]
+    columns = jnp.pad(columns, margin)
+  return columns.reshape(*columns.shape[:-2], parts, size, columns.shape[-1])
+
+
+def join_rows(split: jax.Array, n: int) -> jax.Array:
+  """Inverse of :func:`split_rows`: ``(..., parts, size, m)`` to ``(..., n, m)``."""
+  *leading, parts, size, m = split.shape
+  return split.reshape(*leading, parts * size, m)[..., :n, :]
+
+
+def mean_product(columns: jax.Array) -> jax.Array:
+  """``A A^T / m`` for ``(..., n, m)``.
+
+  On a mesh every device computes the rows that it keeps, from whole columns: joining
+  strips of a divided product would need communication.
+  """
+  columns = columns / math.sqrt(columns.shape[-1])  # before the product: no overflow
+  if not devices.may_be_divided():
+    return symmetric_product(columns)
+  columns = devices.whole(columns)
+  return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+
+
+def symmetric_product(columns: jax.Array) -> jax.Array:
+  """``A A^T`` for ``(..., n, m)``, computing little more than its lower triangle.
+
+  Strips of rows are computed up to the diagonal and mirrored beyond it, which spares up
+  to three operations of eight, but moves the product once more: with few columns, or
+  rows, a whole product is as fast.
+  """
+  n, m = columns.shape[-2:]
+  count = min(_STRIPS, -(-n // _LEAST_ROWS))
+  if count == 1 or n > _TALL * m:
+    return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+  edges = list(itertools.pairwise(n * index // count for index in range(count + 1)))
+  strips = [
+    jnp.matmul(columns[..., start:end, :], columns[..., :end, :].mT, precision=_HIGHEST)
+    for start, end in edges
+  ]
+  rows = []
+  for index, (start, end) in enumerate(edges):
+    mirrored = [below[..., start:end].mT for below in strips[index + 1 :]]
+    rows.append(jnp.concatenate([strips[index], *mirrored], axis=-1))
+  return jnp.concatenate(rows, axis=-2)
+
+
+def apply(matrices: jax.Array, columns: jax.Array) -> jax.Array:
+  """``P V`` for ``(..., n, n)`` and ``(..., n, m)``; on a mesh only ``V`` travels."""
+  return jnp.matmul(matrices, devices.whole(columns), precision=_HIGHEST)

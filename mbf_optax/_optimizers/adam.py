@@ -1,0 +1,431 @@
+"""``mbf_adam``: Adam with a matrix for every mini-block.
+
+With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update::
+
+  m, v, a      as Adam has them, with all of its options
+  r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer
+  kappa        =  clip(average of r, 0, 1)                     persistence
+  G_b         <-  beta G_b + (1 - beta) g_b g_b^T              every T1 steps
+  A_b          =  (1 - alpha) G_b / (c tau) + alpha I          alpha = n / (n + N)
+  R_b         <-  (A_b + lambda I)^(-exponent (1 - sqrt(kappa)))    early, then every T2
+  d_b          =  R_b m^_b
+  update_b     =  d_b |a_b| / |d_b|
+
+``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that ``G_b``
+is made of: a matrix is trusted as far as it is filled. Blocks of one element take ``a``.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from mbf_optax._estimators.estimator import OUTPUTS, Estimator, Regularizer, Spectrum
+from mbf_optax._linalg import batches
+from mbf_optax._mesh import devices, layout
+from mbf_optax._optimizers import state as states
+from mbf_optax._optimizers.instruction import WarmStart
+from mbf_optax._optimizers.layers import (
+  Layers,
+  States,
+  computed,
+  corrected_by,
+  every,
+  when,
+)
+from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
+from mbf_optax._partition import reading
+from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.choice import for_mbf_adam
+from mbf_optax._partition.layer import Partition
+from mbf_optax._partition.presets import flax_partition
+from mbf_optax._tree import checks, paths
+from mbf_optax._tree.dtypes import as_float
+
+# A matrix without any gradient is divided by this instead of by zero.
+_FLOOR = 1e-30
+
+
+class MbfAdamState(NamedTuple):
+  """State of :func:`scale_by_mbf_adam`: arrays only.
+
+  Attributes:
+    adam: optax's own state of Adam, ``count``, ``mu`` and ``nu``, float32 or wider (or
+      ``mu`` in ``mu_dtype``).
+    bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
+      s`` after ``s`` statistics from a zero start, 1 after a warm start.
+    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving average
+      of the foretold share ``r``, not corrected for its start at zero.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are scalars
+      for a tree without such layers.
+  """
+
+  adam: optax.ScaleByAdamState
+  bias_correction: jax.Array
+  foretold: dict[str, jax.Array] | jax.Array
+  curvature: States | jax.Array
+
+
+def scale_by_mbf_adam(
+  b1: jax.typing.ArrayLike = 0.9,
+  b2: jax.typing.ArrayLike = 0.999,
+  eps: jax.typing.ArrayLike = 1e-8,
+  eps_root: jax.typing.ArrayLike = 0.0,
+  mu_dtype: jax.typing.DTypeLike | None = None,
+  *,
+  nesterov: bool = False,
+  damping: optax.ScalarOrSchedule = 0.1,
+  exponent: optax.ScalarOrSchedule = 0.5,
+  output_exponent: optax.ScalarOrSchedule = 0.5,
+  curvature_ema: jax.typing.ArrayLike = 0.95,
+  curvature_update_period: jax.typing.ArrayLike = 1,
+  inverse_update_period: jax.typing.ArrayLike = 10,
+  partition: Partition | None = None,
+  inverse: batches.Method = "sweep",
+  inverse_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Scales gradients as Adam does, with a matrix for every mini-block.
+
+  What belongs where ``optax.scale_by_adam`` stands in a chain. With :math:`t` the number
+  of the step, :math:`b` a mini-block, :math:`m`, :math:`v` and :math:`a` Adam's moments
+  and update,
+
+  .. math::
+    r &= \langle g, \hat m_{t-1} \rangle / \max(|g|^2, |\hat m_{t-1}|^2) \\
+    \kappa &= \operatorname{clip}(\operatorname{average}(r), 0, 1) \\
+    G_b &\leftarrow \beta G_b + (1 - \beta) g_b g_b^T
+      \quad\text{every } T_1 \text{ steps} \\
+    A_b &= (1 - \alpha) G_b / (c \tau) + \alpha I,
+      \quad \alpha = n / (n + N) \\
+    R_b &\leftarrow (A_b + \lambda I)^{-p (1 - \sqrt\kappa)}
+      \quad\text{at } t = 1, 2, 4, 8, \dots \text{ and every } T_2 \text{ steps} \\
+    d_b &= R_b \hat m_b \\
+    u_b &= d_b \, |a_b| / |d_b|
+
+  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the mean
+  diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the number of
+  gradient vectors that :math:`G_b` is made of. The persistence :math:`\kappa` of a layer
+  is near one while its gradient persists; then the step follows Adam's momentum at Adam's
+  length. It is near zero where the gradient is noise or oscillates; then the matrix acts
+  with its full exponent. ``"two_sided"`` layers have matrices of their outputs as well
+  and are scaled as one. Whatever is read element by element takes :math:`a` itself.
+
+  Args:
+    b1: Adam's first decay, in ``[0, 1)``.
+    b2: Adam's second decay, in ``[0, 1)``.
+    eps: Adam's epsilon.
+    eps_root: Adam's epsilon under the root.
+    mu_dtype: dtype of the first moment; ``None`` is float32 or wider.
+    nesterov: whether Adam takes Nesterov's momentum; a Python boolean.
+    damping: :math:`\lambda`, relative to the matrices' mean diagonal; positive, a number
+      or a schedule.
+    exponent: :math:`p` in ``[0, 1]``, a number or a schedule.
+    output_exponent: the same for the outputs of ``"two_sided"`` layers.
+    curvature_ema: :math:`\beta`, in ``[0, 1)``.
+    curvature_update_period: :math:`T_1`, steps between statistics.
+    inverse_update_period: :math:`T_2`, steps between refreshes of :math:`R_b`.
+    partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
+    inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for ``jnp.linalg.inv``,
+      whose batched calls some jaxlib releases never return from on a CPU.
+    inverse_dtype: in which :math:`R_b` is kept; ``None`` is float32 or wider,
+      ``"bfloat16"`` halves its memory.
+
+  Returns:
+    The transformation. Updates come in the gradients' dtype; the state is an
+    :class:`MbfAdamState`. Elements of a gradient that are not finite, or that overflow
+    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a tree
+    like the gradients that the statistics see in their place. Its ``init`` logs what
+    each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
+
+  Raises:
+    ValueError: here for a hyperparameter out of its range; in ``init`` for parameters
+      that cannot be trained or a partition that does not fit them; in ``update`` for
+      gradients that differ from the parameters in structure or shape, and for a state of
+      another partition, see :func:`check_state`.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp, optax, mbf_optax
+    >>> tx = optax.chain(mbf_optax.scale_by_mbf_adam(), optax.scale(-0.1))
+    >>> params = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.zeros(5)}}
+    >>> state = tx.init(params)
+    >>> gradients = jax.tree.map(jnp.ones_like, params)
+    >>> updates, state = tx.update(gradients, state, params)
+    >>> print(updates["Dense_0"]["bias"].round(3))
+    [-0.1 -0.1 -0.1 -0.1 -0.1]
+
+  References:
+    Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
+    <https://arxiv.org/abs/2202.04124>`_, 2023, for the blocks; Kingma and Ba, `Adam
+    <https://arxiv.org/abs/1412.6980>`_, 2015; Gupta, Koren and Singer, `Shampoo
+    <https://arxiv.org/abs/1802.09568>`_, 2018, for two sides; Ledoit and Wolf, 2004, for
+    shrinkage. The exponent that follows persistence is this library's own.
+  """
+  method = _Method(
+    optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+    b1,
+    b2,
+    nesterov,
+    damping,
+    exponent,
+    output_exponent,
+    curvature_ema,
+    curvature_update_period,
+    inverse_update_period,
+    checks.partition(flax_partition() if partition is None else partition),
+    inverse,
+    inverse_dtype,
+  )
+  return optax.GradientTransformationExtraArgs(method.init, method.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+  """The update rule under one set of hyperparameters."""
+
+  adam: optax.GradientTransformation
+  b1: jax.typing.ArrayLike
+  b2: jax.typing.ArrayLike
+  nesterov: bool
+  damping: optax.ScalarOrSchedule
+  exponent: optax.ScalarOrSchedule
+  output_exponent: optax.ScalarOrSchedule
+  curvature_ema: jax.typing.ArrayLike
+  curvature_update_period: jax.typing.ArrayLike
+  inverse_update_period: jax.typing.ArrayLike
+  partition: Partition
+  inverse: batches.Method
+  inverse_dtype: jax.typing.DTypeLike | None
+
+  def __post_init__(self) -> None:
+    checks.decay("b1", self.b1)
+    checks.decay("b2", self.b2)
+    checks.positive("damping", self.damping, "0.1")
+    checks.fraction("exponent", self.exponent)
+    checks.fraction("output_exponent", self.output_exponent)
+    checks.decay("curvature_ema", self.curvature_ema)
+    checks.period("curvature_update_period", self.curvature_update_period)
+    checks.period("inverse_update_period", self.inverse_update_period)
+    checks.choice("inverse", self.inverse, get_args(batches.Method))
+    checks.floating("inverse_dtype", self.inverse_dtype)
+
+  def init(self, params: optax.Params) -> MbfAdamState:
+    """State before the first gradient, laid out beside the parameters."""
+    params = states.as_arrays(params)
+    layers = self._layers(reading.readings(self.partition, params))
+    states.log([estimator.reading for estimator in layers.estimators])
+
+    def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:
+      everything = jax.tree.map(lambda _: whole, state)
+      moments = states.beside(params, whole)
+      return everything._replace(
+        adam=everything.adam._replace(mu=moments, nu=moments),
+        curvature=states.layers_beside(layers.blocks, state.curvature, params, whole),
+      )
+
+    build = functools.partial(init_state, self.adam, layers)
+    return layout.init(build, shardings, params)
+
+  def update(
+    self,
+    updates: optax.Updates,
+    state: MbfAdamState,
+    params: optax.Params | None = None,
+    *,
+    curvature_gradients: optax.Updates | None = None,
+    warm_start: WarmStart | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, MbfAdamState]:
+    """Scaled gradients and the next state."""
+    del params, extra_args
+    checks.same_state_kind(state, MbfAdamState)
+    updates = states.as_arrays(updates)
+    checks.same_structure(updates, state.adam.nu)
+    source = updates if curvature_gradients is None else curvature_gradients
+    source = checks.curvature_leaves(states.as_arrays(source), updates)
+    layers = self._layers(self.partition(updates)).blocks
+    states.same_layers(layers, state.curvature, state.adam.nu)
+    if warm_start is not None:
+      warm = functools.partial(self.warm, layers)
+      return layout.update(warm, updates, state, source, warm_start)
+    step = functools.partial(self.step, layers)
+    return layout.update(step, updates, state, source)
+
+  def step(
+    self, layers: Layers, g: optax.Updates, state: MbfAdamState, source: paths.Leaves
+  ) -> tuple[optax.Updates, MbfAdamState]:
+    """The update rule; ``source`` are the gradients that the statistics see."""
+    k, beta = state.adam.count, self.curvature_ema
+    usable = jax.tree.map(_without_faults, g)
+    a, adam = self.adam.update(usable, state.adam)
+    r = self._foretold(layers, usable, state)
+    kappa = {path: persistence(average, k + 1) for path, average in r.items()}
+
+    def statistics(now: tuple[States, jax.Array]) -> tuple[States, jax.Array]:
+      return layers.accumulate(now[0], source, beta), corrected_by(beta, now[1])
+
+    now = layers.of_these(state.curvature), state.bias_correction
+    G, c = every(self.curvature_update_period, k, statistics, now)
+    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, kappa), G)
+
+    m_hat = paths.flatten(self._numerator(adam, usable))
+    update = paths.flatten(a)
+    for estimator in layers.estimators:
+      update |= _resized(estimator, R[estimator.reading.path], m_hat, update)
+    update = paths.unflatten(g, update)
+    update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
+    return update, MbfAdamState(adam, c, r or state.foretold, R or state.curvature)
+
+  def warm(
+    self,
+    layers: Layers,
+    g: optax.Updates,
+    state: MbfAdamState,
+    source: paths.Leaves,
+    instruction: WarmStart,
+  ) -> tuple[optax.Updates, MbfAdamState]:
+    """One call of a warm start: an average's next entry, or the final refresh."""
+    nothing, average = jax.tree.map(jnp.zeros_like, g), instruction.average
+    if average is not None:
+      return nothing, state._replace(
+        bias_correction=corrected_by(average, state.bias_correction),
+        curvature=layers.accumulate(state.curvature, source, average),
+      )
+    k, c = state.adam.count, state.bias_correction
+    kappa = {path: persistence(r, k) for path, r in state.foretold.items()}
+    R = self._powers(layers, state.curvature, c, k, kappa)
+    return nothing, state._replace(curvature=R)
+
+  def _layers(self, readings: Any) -> Layers:
+    chosen = [choice for r in readings for choice in for_mbf_adam(r)]
+    return Layers.of(chosen, self.inverse_dtype)
+
+  def _foretold(
+    self, layers: Layers, g: optax.Updates, state: MbfAdamState
+  ) -> dict[str, jax.Array]:
+    """Averages of the foretold share by layer, this gradient's included."""
+    leaves, k = paths.flatten(g), state.adam.count
+    before = jax.tree.map(as_float, state.adam.mu)
+    before = paths.flatten(_corrected(before, self.b1, jnp.maximum(k, 1)))
+    averages = {}
+    for estimator in layers.estimators:
+      r = estimator.reading
+      new = foretold(to_blocks(r, leaves), to_blocks(r, before), len(r.stack_shape))
+      averages[r.path] = MEMORY * state.foretold[r.path] + (1 - MEMORY) * new
+    return averages
+
+  def _is_due(self, k: jax.Array) -> jax.Array:
+    """Whether step ``t = k + 1`` is 1, 2, 4, 8, ... before ``T2``, or ``T2`` divides k."""
+    period = devices.replicated(self.inverse_update_period, k.dtype)
+    return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
+
+  def _powers(
+    self,
+    layers: Layers,
+    G: States,
+    c: jax.Array,
+    k: jax.Array,
+    kappa: dict[str, jax.Array],
+  ) -> States:
+    """``R = (A + lambda I)^(-exponent (1 - sqrt(kappa)))`` of every layer."""
+    exponents = []
+    for estimator in layers.estimators:
+      share = 1 - jnp.sqrt(kappa[estimator.reading.path])
+      for side in estimator.sides:
+        value = self.output_exponent if side == OUTPUTS else self.exponent
+        exponents.append(share * devices.replicated(_at(value, k), share.dtype))
+    powers = functools.partial(_powers, exponents=exponents, method=self.inverse)
+    return layers.refresh(G, self._shrinkage(c, k), powers)
+
+  def _shrinkage(self, c: jax.Array, k: jax.Array) -> Regularizer:
+    """``A + lambda I``: the less a matrix is filled, the closer to the identity."""
+
+    def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+      dtype = spectrum.mean_diagonal.dtype
+      beta, damping, correction = (
+        devices.replicated(value, dtype)
+        for value in (self.curvature_ema, _at(self.damping, k), c)
+      )
+      samples = (1 + beta) * correction / ((1 - beta) * (2 - correction))
+      n = jnp.asarray(spectrum.order, dtype)
+      alpha = n / (n + spectrum.sharers * samples)
+      return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + damping
+
+    return regularize
+
+  def _numerator(self, adam: optax.ScaleByAdamState, g: optax.Updates) -> optax.Updates:
+    """What Adam divides: the corrected momentum, or Nesterov's form of it."""
+    m, t = jax.tree.map(as_float, adam.mu), adam.count
+    if not self.nesterov:
+      return _corrected(m, self.b1, t)
+    ahead, g_hat = _corrected(m, self.b1, t + 1), _corrected(g, self.b1, t)
+    return jax.tree.map(
+      lambda m, g: _decay(self.b1, m) * m + (1 - _decay(self.b1, g)) * g, ahead, g_hat
+    )
+
+
+def init_state(
+  adam: optax.GradientTransformation, layers: Layers, params: optax.Params
+) -> MbfAdamState:
+  """State before the first gradient."""
+  blocks = layers.blocks
+  leaves = paths.flatten(params)
+  averages = {
+    e.reading.path: jnp.zeros(e.reading.stack_shape) for e in blocks.estimators
+  }
+  return MbfAdamState(
+    adam=adam.init(states.zeros(params)),
+    bias_correction=jnp.zeros(()),
+    foretold=averages or jnp.zeros(()),
+    curvature=blocks.init(leaves) or jnp.zeros(()),
+  )
+
+
+def _powers(
+  systems: list[batches.Matrices],
+  previous: list[jax.Array],
+  exponents: list[jax.Array],
+  method: batches.Method,
+) -> list[batches.Results]:
+  """Powers of matrices, given the exponents ``(*stack,)`` of their layers."""
+  aligned = [
+    p.astype(a.values.dtype).reshape(*p.shape, *[1] * (a.least.ndim - p.ndim))
+    for p, a in zip(exponents, systems, strict=True)
+  ]
+  return batches.inverse_powers(systems, aligned, previous, method)
+
+
+def _resized(
+  estimator: Estimator, state: Any, m_hat: paths.Leaves, a: paths.Leaves
+) -> paths.Leaves:
+  """``d |a| / |d|`` of one layer, with ``d = R m^``; zero where ``d`` is."""
+  r = estimator.reading
+  d = estimator.precondition(computed(estimator, state), to_blocks(r, m_hat), None)
+  wanted, own = estimator.norms(to_blocks(r, a)), estimator.norms(d)
+  return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
+
+
+def _without_faults(g: jax.Array) -> jax.Array:
+  """Wide, with zeros for elements whose squares would stay in the moments for good."""
+  g = as_float(g)
+  return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
+
+
+def _corrected(moments: Any, decay: jax.typing.ArrayLike, count: jax.Array) -> Any:
+  """Moments divided by ``1 - decay ** count``."""
+  return jax.tree.map(
+    lambda m: m / (1 - _decay(decay, m) ** count.astype(_decay(decay, m).dtype)),
+    moments,
+  )
+
+
+def _decay(value: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
+  return devices.replicated(value, jnp.finfo(like.dtype).dtype)
+
+
+def _at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+  """A hyperparameter, or the value of its schedule."""
+  return value(count) if callable(value) else value

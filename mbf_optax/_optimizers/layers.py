@@ -1,0 +1,186 @@
+"""The layers of a parameter tree, each with its estimator.
+
+What an optimizer does to its layers' states is one call here, whatever kinds of blocks
+they have.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from mbf_optax._estimators.estimator import Estimator, Regularizer
+from mbf_optax._estimators.table import estimator_of
+from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._mesh import devices
+from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.layer import Reading
+from mbf_optax._tree.dtypes import wide_dtype
+from mbf_optax._tree.paths import Leaves
+
+States = dict[str, Any]
+"""State of every layer by the path of its weight array."""
+
+Compute = Callable[[list[Matrices], list[jax.Array]], list[Results]]
+"""From matrices and what was last made of them to what is made of them now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """Layers that are treated alike.
+
+  Attributes:
+    estimators: one a layer.
+    inverse_dtype: in which inverses are kept; ``None`` is that of the statistics.
+  """
+
+  estimators: tuple[Estimator, ...]
+  inverse_dtype: jax.typing.DTypeLike | None = None
+
+  @classmethod
+  def of(
+    cls,
+    readings: Sequence[Reading],
+    inverse_dtype: jax.typing.DTypeLike | None = None,
+  ) -> "Layers":
+    """The layers of readings whose estimators are all named."""
+    return cls(tuple(map(estimator_of, readings)), inverse_dtype)
+
+  def where(self, keep: Callable[[Estimator], bool]) -> "Layers":
+    """Those of the layers whose estimator is to be kept."""
+    return dataclasses.replace(self, estimators=tuple(filter(keep, self.estimators)))
+
+  @property
+  def elementwise(self) -> "Layers":
+    """Layers whose blocks have one element."""
+    return self.where(lambda estimator: not estimator.sides)
+
+  @property
+  def blocks(self) -> "Layers":
+    """Layers with matrices."""
+    return self.where(lambda estimator: bool(estimator.sides))
+
+  def of_these(self, states: States) -> States:
+    """The part of the states that belongs to these layers."""
+    return {e.reading.path: states[e.reading.path] for e in self.estimators}
+
+  def init(self, leaves: Leaves) -> States:
+    """States before the first gradient of the parameters at the given paths."""
+    states = {}
+    for estimator in self.estimators:
+      dtype = wide_dtype(leaves[estimator.reading.path].dtype)
+      state = estimator.init(dtype)
+      states[estimator.reading.path] = self._stored(estimator, state)
+    return states
+
+  def accumulate(
+    self, states: States, gradients: Leaves, ema: jax.typing.ArrayLike
+  ) -> States:
+    """States with one more gradient in their statistics."""
+    new = {}
+    for estimator in self.estimators:
+      state = states[estimator.reading.path]
+      gradient = to_blocks(estimator.reading, gradients)
+      if estimator.sides:
+        gradient = gradient.astype(statistics_dtype(state))
+      decay = devices.replicated(ema, statistics_dtype(state))
+      new[estimator.reading.path] = estimator.accumulate(state, gradient, decay)
+    return new
+
+  def refresh(
+    self, states: States, regularize: Regularizer, compute: Compute
+  ) -> States:
+    """States with what ``compute`` makes of their matrices, all layers at once."""
+    systems, previous = [], []
+    for estimator in self.estimators:
+      state = states[estimator.reading.path]
+      systems += estimator.matrices(state, regularize)
+      old = estimator.inverses(state)
+      previous += [inverse.astype(statistics_dtype(state)) for inverse in old]
+    results = compute(systems, previous) if systems else []
+    new = {}
+    for estimator in self.estimators:
+      of_layer = [results.pop(0) for _ in estimator.sides]
+      state = estimator.with_inverses(states[estimator.reading.path], of_layer)
+      new[estimator.reading.path] = self._stored(estimator, state)
+    return new
+
+  def completed(self, states: States) -> States:
+    """States as after a complete moving average, whose weights sum to one."""
+    return {
+      e.reading.path: e.completed(states[e.reading.path]) for e in self.estimators
+    }
+
+  def precondition(
+    self, states: States, vectors: Leaves, regularize: Regularizer
+  ) -> Leaves:
+    """Directions ``P m`` by path of the parameters."""
+    directions: Leaves = {}
+    for estimator in self.estimators:
+      state = computed(estimator, states[estimator.reading.path])
+      blocks = to_blocks(estimator.reading, vectors)
+      blocks = estimator.precondition(state, blocks, regularize)
+      directions |= from_blocks(estimator.reading, blocks)
+    return directions
+
+  def shardings(
+    self, states: States, layout_of: Callable[[str], NamedSharding]
+  ) -> States:
+    """Where every layer's state lies, given the layouts of parameters by path."""
+    return {
+      e.reading.path: e.shardings(states[e.reading.path], layout_of(e.reading.path))
+      for e in self.estimators
+    }
+
+  def _stored(self, estimator: Estimator, state: Any) -> Any:
+    """A layer's state with its inverses in the dtype that they are kept in."""
+    if self.inverse_dtype is None or not estimator.rounds_inverse:
+      return state
+    return _cast_inverses(estimator, state, self.inverse_dtype)
+
+
+def computed(estimator: Estimator, state: Any) -> Any:
+  """A layer's state with its inverses in the dtype of its statistics."""
+  if not estimator.rounds_inverse:
+    return state
+  return _cast_inverses(estimator, state, statistics_dtype(state))
+
+
+def statistics_dtype(state: Any) -> jnp.dtype:
+  """The dtype of a layer's statistics, whose arrays lead its state."""
+  return jax.tree.leaves(state)[0].dtype
+
+
+def _cast_inverses(
+  estimator: Estimator, state: Any, dtype: jax.typing.DTypeLike
+) -> Any:
+  results = [
+    Results(inverse.astype(dtype), jnp.array(True), jnp.array(0.0))
+    for inverse in estimator.inverses(state)
+  ]
+  return estimator.with_inverses(state, results)
+
+
+def every(
+  period: jax.typing.ArrayLike,
+  count: jax.Array,
+  function: Callable[[Any], Any],
+  value: Any,
+) -> Any:
+  """``function(value)`` at every ``period``-th count from 0 on, else ``value``."""
+  period = devices.replicated(period, count.dtype)
+  return when(count % period == 0, function, value)
+
+
+def when(is_due: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
+  """``function(value)`` where it is due, else ``value``."""
+  return jax.lax.cond(is_due, function, lambda unchanged: unchanged, value)
+
+
+def corrected_by(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:
+  """Bias correction ``1 - beta^s`` of a moving average after one more entry."""
+  ema = devices.replicated(ema, weight.dtype)
+  return ema * weight + (1 - ema)

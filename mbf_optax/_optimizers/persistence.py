@@ -1,0 +1,37 @@
+"""How much of a gradient the momentum before it foretold, layer by layer.
+
+With ``g`` the gradient of a layer and ``m^`` the bias-corrected momentum that did not
+know it yet, the foretold share is ``r = <g, m^> / max(|g|^2, |m^|^2)``, in ``[-1, 1]``.
+Its moving average, clipped to ``[0, 1]``, is the layer's persistence ``kappa``: near one
+where the gradient persists (first steps, low rates, full batches), near zero where it is
+noise or oscillates.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MEMORY = 0.9
+"""Decay of the moving average: persistence is that of the last ten steps or so."""
+
+
+def foretold(g: jax.Array, m_hat: jax.Array, stack_ndim: int) -> jax.Array:
+  """The foretold share ``r`` of block vectors ``(n, *stack, *counted)``: ``(*stack,)``.
+
+  Both are taken in units of the largest element, so that no square over- or underflows.
+  """
+  axes = (0, *range(1 + stack_ndim, g.ndim))
+  largest = jnp.maximum(jnp.abs(g), jnp.abs(m_hat)).max(axis=axes, keepdims=True)
+  unit = jnp.where(largest > 0, largest, 1)
+  g, m_hat = g / unit, m_hat / unit
+  longer = jnp.maximum(jnp.sum(g**2, axis=axes), jnp.sum(m_hat**2, axis=axes))
+  share = jnp.sum(g * m_hat, axis=axes) / jnp.where(longer > 0, longer, 1)
+  return jnp.where(jnp.isfinite(share), share, 0)
+
+
+def persistence(average: jax.Array, t: jax.Array) -> jax.Array:
+  """``kappa`` at step ``t``, from 1 on, of moving averages that started at zero.
+
+  At the first step nothing could be foretold, and the gradient is taken to persist.
+  """
+  corrected = average / jnp.where(t > 1, 1 - MEMORY ** (t - 1), 1)
+  return jnp.where(t > 1, jnp.clip(corrected, 0, 1), 1)

@@ -1,0 +1,47 @@
+"""What an optimizer makes of layers that leave the estimator to it."""
+
+import dataclasses
+
+from mbf_optax._partition.layer import Estimator, Layer, Reading
+
+LEAST_OUTPUTS = 5
+"""Dense layers of fewer outputs fill no matrix; under ``mbf_adam`` they are Adam's."""
+
+
+def for_mbf(reading: Reading) -> list[Reading]:
+  """A matrix for every block while blocks are small, one for all of them otherwise."""
+  if reading.layer.estimator == "two_sided":
+    raise ValueError(
+      f'mbf_optax: {reading.path!r} is read as "two_sided", which mbf does not have; use'
+      ' "shared" or "full", or mbf_adam.'
+    )
+  is_small = reading.block_size <= reading.layer.full_limit
+  return _chosen(reading, "full" if is_small else "shared")
+
+
+def for_mbf_adam(reading: Reading) -> list[Reading]:
+  """Matrices on both sides, or Adam's update for layers of few outputs."""
+  if reading.layer.estimator == "low_rank":
+    raise ValueError(
+      f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not have;'
+      ' use "shared" with a smaller block_limit, or mbf.'
+    )
+  if reading.layer.estimator == "auto" and reading.blocks_per_layer < LEAST_OUTPUTS:
+    return _single_elements(reading)
+  return _chosen(reading, "two_sided")
+
+
+def _chosen(reading: Reading, estimator: Estimator) -> list[Reading]:
+  if reading.layer.estimator != "auto":
+    return [reading]
+  layer = dataclasses.replace(reading.layer, estimator=estimator)
+  return [reading._replace(layer=layer)]
+
+
+def _single_elements(reading: Reading) -> list[Reading]:
+  """The weight array and the bias of a layer, each read element by element."""
+  layer = Layer(estimator="rms")
+  shapes = {reading.path: reading.shape}
+  if reading.bias_path is not None:
+    shapes[reading.bias_path] = reading.bias_shape
+  return [Reading(path, None, shape, layer) for path, shape in shapes.items()]
