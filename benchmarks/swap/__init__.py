@@ -1,0 +1,1 @@
+"""Adam swapped for ``mbf_adam``, and for its rivals, with nothing else changed."""
