@@ -1,0 +1,1 @@
+"""Linear algebra of symmetric matrices in plain XLA operations, without LAPACK."""
