@@ -143,7 +143,7 @@ def diagonals(matrices: jax.Array) -> jax.Array:
 
 
 def plus_identity(matrices: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds ``values``, of the rank of the batch, to the diagonals of ``(*batch, n, n)``."""
+  """Adds ``values``, of the batch's rank, to the diagonals of ``(*batch, n, n)``."""
   eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
   eye = eye.reshape(*[1] * (matrices.ndim - 2), *eye.shape)
   return matrices + values[..., None, None] * eye

@@ -2,8 +2,8 @@
 
 The paper's spatial averaging (section 5): the average of the layer's mini-blocks
 stands in for each of them. A wide layer is cut into equal parts of at most
-``block_limit`` inputs with a matrix each, so that cost and memory grow linearly with its
-width (as Anil et al., 2021, cut Shampoo's).
+``block_limit`` inputs with a matrix each, so that cost and memory grow linearly with
+its width (as Anil et al., 2021, cut Shampoo's).
 """
 
 import dataclasses

@@ -23,6 +23,7 @@ from mbf_optax._estimators.estimator import (
 from mbf_optax._estimators.full import BlockState, diagonals
 from mbf_optax._estimators.shared import Parts, SharedBlocks
 from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._partition.choice import ROWS_A_VECTOR
 
 
 class TwoSidedState(NamedTuple):
@@ -44,8 +45,10 @@ class TwoSidedBlocks(SharedBlocks):
 
   @property
   def output_parts(self) -> Parts:
-    """How the outputs are cut."""
-    return Parts(self.reading.blocks_per_layer, self.reading.layer.block_limit)
+    """How the outputs are cut: as the inputs, and no further than they fill a matrix."""
+    filled = ROWS_A_VECTOR * self.reading.block_size
+    limit = min(self.reading.layer.block_limit, filled)
+    return Parts(self.reading.blocks_per_layer, limit)
 
   def init(self, dtype: jax.typing.DTypeLike) -> TwoSidedState:
     stack = self.reading.stack_shape

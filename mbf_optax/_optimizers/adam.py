@@ -11,8 +11,9 @@ With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update:
   d_b          =  R_b m^_b
   update_b     =  d_b |a_b| / |d_b|
 
-``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that ``G_b``
-is made of: a matrix is trusted as far as it is filled. Blocks of one element take ``a``.
+``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that
+``G_b`` is made of: a matrix is trusted as far as it is filled. Blocks of one element
+take ``a``.
 """
 
 import dataclasses
@@ -58,10 +59,10 @@ class MbfAdamState(NamedTuple):
       ``mu`` in ``mu_dtype``).
     bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
-    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving average
-      of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are scalars
-      for a tree without such layers.
+    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
+      average of the foretold share ``r``, not corrected for its start at zero.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
+      scalars for a tree without such layers.
   """
 
   adam: optax.ScaleByAdamState
@@ -90,9 +91,9 @@ def scale_by_mbf_adam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients as Adam does, with a matrix for every mini-block.
 
-  What belongs where ``optax.scale_by_adam`` stands in a chain. With :math:`t` the number
-  of the step, :math:`b` a mini-block, :math:`m`, :math:`v` and :math:`a` Adam's moments
-  and update,
+  What belongs where ``optax.scale_by_adam`` stands in a chain. With :math:`t` the
+  number of the step, :math:`b` a mini-block, :math:`m`, :math:`v` and :math:`a` Adam's
+  moments and update,
 
   .. math::
     r &= \langle g, \hat m_{t-1} \rangle / \max(|g|^2, |\hat m_{t-1}|^2) \\
@@ -106,13 +107,14 @@ def scale_by_mbf_adam(
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
-  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the mean
-  diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the number of
-  gradient vectors that :math:`G_b` is made of. The persistence :math:`\kappa` of a layer
-  is near one while its gradient persists; then the step follows Adam's momentum at Adam's
-  length. It is near zero where the gradient is noise or oscillates; then the matrix acts
-  with its full exponent. ``"two_sided"`` layers have matrices of their outputs as well
-  and are scaled as one. Whatever is read element by element takes :math:`a` itself.
+  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the
+  mean diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the
+  number of gradient vectors that :math:`G_b` is made of. The persistence
+  :math:`\kappa` of a layer is near one while its gradient persists; then the step
+  follows Adam's momentum at Adam's length. It is near zero where the gradient is noise
+  or oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers
+  have matrices of their outputs as well and are scaled as one. Whatever is read element
+  by element takes :math:`a` itself.
 
   Args:
     b1: Adam's first decay, in ``[0, 1)``.
@@ -121,8 +123,8 @@ def scale_by_mbf_adam(
     eps_root: Adam's epsilon under the root.
     mu_dtype: dtype of the first moment; ``None`` is float32 or wider.
     nesterov: whether Adam takes Nesterov's momentum; a Python boolean.
-    damping: :math:`\lambda`, relative to the matrices' mean diagonal; positive, a number
-      or a schedule.
+    damping: :math:`\lambda`, relative to the matrices' mean diagonal; positive, a
+      number or a schedule.
     exponent: :math:`p` in ``[0, 1]``, a number or a schedule.
     output_exponent: the same for the outputs of ``"two_sided"`` layers.
     curvature_ema: :math:`\beta`, in ``[0, 1)``.
@@ -137,15 +139,15 @@ def scale_by_mbf_adam(
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
     :class:`MbfAdamState`. Elements of a gradient that are not finite, or that overflow
-    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a tree
-    like the gradients that the statistics see in their place. Its ``init`` logs what
-    each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
+    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a
+    tree like the gradients that the statistics see in their place. Its ``init`` logs
+    what each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
 
   Raises:
     ValueError: here for a hyperparameter out of its range; in ``init`` for parameters
       that cannot be trained or a partition that does not fit them; in ``update`` for
-      gradients that differ from the parameters in structure or shape, and for a state of
-      another partition, see :func:`check_state`.
+      gradients that differ from the parameters in structure or shape, and for a state
+      of another partition, see :func:`check_state`.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax
@@ -161,8 +163,8 @@ def scale_by_mbf_adam(
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
     <https://arxiv.org/abs/2202.04124>`_, 2023, for the blocks; Kingma and Ba, `Adam
     <https://arxiv.org/abs/1412.6980>`_, 2015; Gupta, Koren and Singer, `Shampoo
-    <https://arxiv.org/abs/1802.09568>`_, 2018, for two sides; Ledoit and Wolf, 2004, for
-    shrinkage. The exponent that follows persistence is this library's own.
+    <https://arxiv.org/abs/1802.09568>`_, 2018, for two sides; Ledoit and Wolf, 2004,
+    for shrinkage. The exponent that follows persistence is this library's own.
   """
   method = _Method(
     optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
@@ -318,7 +320,7 @@ class _Method:
     return averages
 
   def _is_due(self, k: jax.Array) -> jax.Array:
-    """Whether step ``t = k + 1`` is 1, 2, 4, 8, ... before ``T2``, or ``T2`` divides k."""
+    """Whether ``t = k + 1`` is 1, 2, 4, 8, ... before ``T2``, or ``T2`` divides ``k``."""
     period = devices.replicated(self.inverse_update_period, k.dtype)
     return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
 

@@ -300,5 +300,9 @@ def init_state(layers: Layers, params: optax.Params) -> MbfState:
   )
 
 
+def _finite_or_old(new: jax.Array, old: jax.Array) -> jax.Array:
+  return jnp.where(jnp.isfinite(new), new, old)
+
+
 def _renewed_with_statistics(layers: Layers) -> Layers:
   return layers.where(lambda estimator: estimator.refreshes_with_statistics)

@@ -24,8 +24,9 @@ class LayerMetrics(NamedTuple):
   """Numbers of one layer, each an array ``()``.
 
   Attributes:
-    persistence: how much of its gradient the momentum before it foretold, in ``[0, 1]``,
-      the mean over stacked layers; 0 under ``mbf``, which does not follow it.
+    persistence: how much of its gradient the momentum before it foretold, in
+      ``[0, 1]``, the mean over stacked layers; 0 under ``mbf``, which does not follow
+      it.
     exponent: the share of the optimizer's ``exponent`` that this persistence lets act,
       ``1 - sqrt(persistence)``.
     condition: condition number of the preconditioner, the geometric mean over the
@@ -66,9 +67,8 @@ def metrics(
   the jitted one. Layers that are read element by element are left out; their blocks are
   single numbers.
 
-  Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics is
-  estimated from
-  the diagonals of the statistics :math:`G` and of the inverse :math:`P` in use, as
+  Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics
+  is estimated from the diagonals of the statistics :math:`G` and of the inverse :math:`P` in use, as
 
   .. math:: 1 + \operatorname{tr}(G / c) \, \max_i P_{ii} .
 
