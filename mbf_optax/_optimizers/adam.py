@@ -25,7 +25,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from mbf_optax._estimators.estimator import OUTPUTS, Estimator, Regularizer, Spectrum
+from mbf_optax._estimators.estimator import (
+  OUTPUTS,
+  Estimator,
+  Regularizer,
+  Spectrum,
+  unregularized,
+)
 from mbf_optax._linalg import batches
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
@@ -61,14 +67,13 @@ class MbfAdamState(NamedTuple):
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
     foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
       average of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
-      scalars for a tree without such layers.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``.
   """
 
   adam: optax.ScaleByAdamState
   bias_correction: jax.Array
-  foretold: dict[str, jax.Array] | jax.Array
-  curvature: States | jax.Array
+  foretold: dict[str, jax.Array]
+  curvature: States
 
 
 def scale_by_mbf_adam(
@@ -279,7 +284,7 @@ class _Method:
       update |= _resized(estimator, R[estimator.reading.path], m_hat, update)
     update = paths.unflatten(g, update)
     update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
-    return update, MbfAdamState(adam, c, r or state.foretold, R or state.curvature)
+    return update, MbfAdamState(adam, c, r, R)
 
   def warm(
     self,
@@ -320,7 +325,7 @@ class _Method:
     return averages
 
   def _is_due(self, k: jax.Array) -> jax.Array:
-    """Whether ``t = k + 1`` is 1, 2, 4, 8, ... before ``T2``, or ``T2`` divides ``k``."""
+    """At ``t = k + 1`` of 1, 2, 4, 8, ... before ``T2``, and where ``T2`` divides k."""
     period = devices.replicated(self.inverse_update_period, k.dtype)
     return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
 
@@ -381,8 +386,8 @@ def init_state(
   return MbfAdamState(
     adam=adam.init(states.zeros(params)),
     bias_correction=jnp.zeros(()),
-    foretold=averages or jnp.zeros(()),
-    curvature=blocks.init(leaves) or jnp.zeros(()),
+    foretold=averages,
+    curvature=blocks.init(leaves),
   )
 
 
@@ -405,7 +410,9 @@ def _resized(
 ) -> paths.Leaves:
   """``d |a| / |d|`` of one layer, with ``d = R m^``; zero where ``d`` is."""
   r = estimator.reading
-  d = estimator.precondition(computed(estimator, state), to_blocks(r, m_hat), None)
+  d = estimator.precondition(
+    computed(estimator, state), to_blocks(r, m_hat), unregularized
+  )
   wanted, own = estimator.norms(to_blocks(r, a)), estimator.norms(d)
   return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
 

@@ -111,8 +111,8 @@ def mbf_adam(
   Takes every call of ``optax.adam`` or ``optax.adamw`` with the name changed,
   positional arguments included, and Adam's learning rate. Every mini-block moves as far
   as Adam would move it, in a direction that knows how the weights of a neuron or a
-  kernel vary together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of convolutions and
-  layers of fewer than five outputs move exactly as under Adam.
+  kernel vary together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of
+  convolutions and layers of fewer than five outputs move exactly as under Adam.
 
   Args:
     learning_rate: as for Adam, a number or a schedule.

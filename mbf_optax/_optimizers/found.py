@@ -37,7 +37,8 @@ def find_states(caller: str, state: Any) -> list[MbfState | MbfAdamState]:
   states = list(filter(is_state, jax.tree.leaves(state, is_leaf=is_state)))
   if not states:
     raise ValueError(
-      f"{caller}: there is no MbfState or MbfAdamState in the given state; pass the state"
-      " that tx.init or tx.update returned, of a tx that contains mbf or mbf_adam."
+      f"{caller}: there is no MbfState or MbfAdamState in the given state; pass the"
+      " state that tx.init or tx.update returned, of a tx that contains mbf or"
+      " mbf_adam."
     )
   return states
