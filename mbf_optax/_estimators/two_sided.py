@@ -24,7 +24,6 @@ from mbf_optax._estimators.estimator import (
 from mbf_optax._estimators.full import BlockState, diagonals
 from mbf_optax._estimators.shared import ColumnBlocks, Parts
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._partition.choice import ROWS_A_VECTOR
 
 
 class TwoSidedState(NamedTuple):
@@ -48,10 +47,8 @@ class TwoSidedBlocks(ColumnBlocks):
 
   @property
   def output_parts(self) -> Parts:
-    """How the outputs are cut; a matrix has no more rows than a step can fill."""
-    filled = ROWS_A_VECTOR * self.reading.block_size
-    limit = min(self.reading.layer.block_limit, filled)
-    return Parts(self.reading.blocks_per_layer, limit)
+    """How the outputs are cut."""
+    return Parts(self.reading.blocks_per_layer, self.reading.layer.block_limit)
 
   def init(self, dtype: jax.typing.DTypeLike) -> TwoSidedState:
     stack = self.reading.stack_shape

@@ -28,12 +28,11 @@ from jax.sharding import NamedSharding
 from mbf_optax._estimators.estimator import (
   OUTPUTS,
   Estimator,
-  Regularizer,
-  Spectrum,
   unregularized,
 )
 from mbf_optax._linalg import batches
 from mbf_optax._mesh import devices, layout
+from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import (
@@ -45,16 +44,13 @@ from mbf_optax._optimizers.layers import (
   when,
 )
 from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
+from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks, paths
-from mbf_optax._tree.dtypes import as_float
-
-# A matrix without any gradient is divided by this instead of by zero.
-_FLOOR = 1e-30
 
 
 class MbfAdamState(NamedTuple):
@@ -227,9 +223,9 @@ class _Method:
 
     def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:
       everything = jax.tree.map(lambda _: whole, state)
-      moments = states.beside(params, whole)
+      placed = states.beside(params, whole)
       return everything._replace(
-        adam=everything.adam._replace(mu=moments, nu=moments),
+        adam=everything.adam._replace(mu=placed, nu=placed),
         curvature=states.layers_beside(layers.blocks, state.curvature, params, whole),
       )
 
@@ -266,7 +262,7 @@ class _Method:
   ) -> tuple[optax.Updates, MbfAdamState]:
     """The update rule; ``source`` are the gradients that the statistics see."""
     k, beta = state.adam.count, self.curvature_ema
-    usable = jax.tree.map(_without_faults, g)
+    usable = jax.tree.map(moments.without_faults, g)
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
     kappa = {path: persistence(average, k + 1) for path, average in r.items()}
@@ -278,7 +274,8 @@ class _Method:
     G, c = every(self.curvature_update_period, k, statistics, now)
     R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, kappa), G)
 
-    m_hat = paths.flatten(self._numerator(adam, usable))
+    momentum = moments.nesterov if self.nesterov else moments.plain
+    m_hat = paths.flatten(momentum(adam, usable, self.b1))
     update = paths.flatten(a)
     for estimator in layers.estimators:
       update |= _resized(estimator, R[estimator.reading.path], m_hat, update)
@@ -315,8 +312,8 @@ class _Method:
   ) -> dict[str, jax.Array]:
     """Averages of the foretold share by layer, this gradient's included."""
     leaves, k = paths.flatten(g), state.adam.count
-    before = jax.tree.map(as_float, state.adam.mu)
-    before = paths.flatten(_corrected(before, self.b1, jnp.maximum(k, 1)))
+    before = moments.corrected(state.adam.mu, self.b1, jnp.maximum(k, 1))
+    before = paths.flatten(before)
     averages = {}
     for estimator in layers.estimators:
       r = estimator.reading
@@ -345,33 +342,8 @@ class _Method:
         value = self.output_exponent if side == OUTPUTS else self.exponent
         exponents.append(share * devices.replicated(_at(value, k), share.dtype))
     powers = functools.partial(_powers, exponents=exponents, method=self.inverse)
-    return layers.refresh(G, self._shrinkage(c, k), powers)
-
-  def _shrinkage(self, c: jax.Array, k: jax.Array) -> Regularizer:
-    """``A + lambda I``: the less a matrix is filled, the closer to the identity."""
-
-    def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
-      dtype = spectrum.mean_diagonal.dtype
-      beta, damping, correction = (
-        devices.replicated(value, dtype)
-        for value in (self.curvature_ema, _at(self.damping, k), c)
-      )
-      samples = (1 + beta) * correction / ((1 - beta) * (2 - correction))
-      n = jnp.asarray(spectrum.order, dtype)
-      alpha = n / (n + spectrum.sharers * samples)
-      return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + damping
-
-    return regularize
-
-  def _numerator(self, adam: optax.ScaleByAdamState, g: optax.Updates) -> optax.Updates:
-    """What Adam divides: the corrected momentum, or Nesterov's form of it."""
-    m, t = jax.tree.map(as_float, adam.mu), adam.count
-    if not self.nesterov:
-      return _corrected(m, self.b1, t)
-    ahead, g_hat = _corrected(m, self.b1, t + 1), _corrected(g, self.b1, t)
-    return jax.tree.map(
-      lambda m, g: _decay(self.b1, m) * m + (1 - _decay(self.b1, g)) * g, ahead, g_hat
-    )
+    regularize = shrinkage(c, self.curvature_ema, _at(self.damping, k))
+    return layers.refresh(G, regularize, powers)
 
 
 def init_state(
@@ -415,24 +387,6 @@ def _resized(
   )
   wanted, own = estimator.norms(to_blocks(r, a)), estimator.norms(d)
   return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
-
-
-def _without_faults(g: jax.Array) -> jax.Array:
-  """Wide, with zeros for elements whose squares would stay in the moments for good."""
-  g = as_float(g)
-  return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
-
-
-def _corrected(moments: Any, decay: jax.typing.ArrayLike, count: jax.Array) -> Any:
-  """Moments divided by ``1 - decay ** count``."""
-  return jax.tree.map(
-    lambda m: m / (1 - _decay(decay, m) ** count.astype(_decay(decay, m).dtype)),
-    moments,
-  )
-
-
-def _decay(value: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
-  return devices.replicated(value, jnp.finfo(like.dtype).dtype)
 
 
 def _at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:

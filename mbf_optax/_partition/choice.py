@@ -7,10 +7,6 @@ from mbf_optax._partition.layer import Estimator, Layer, Reading
 LEAST_OUTPUTS = 5
 """Dense layers of fewer outputs fill no matrix; under ``mbf_adam`` they are Adam's."""
 
-ROWS_A_VECTOR = 16
-"""A shared matrix has at most so many rows for each vector that a step adds to it: it
-holds then at most 32 floats a parameter, statistics and inverse together."""
-
 
 def for_mbf(reading: Reading) -> list[Reading]:
   """A matrix for every block while blocks are small, one for all of them otherwise."""
@@ -38,12 +34,7 @@ def for_mbf_adam(reading: Reading) -> list[Reading]:
 def _chosen(reading: Reading, estimator: Estimator) -> list[Reading]:
   if reading.layer.estimator != "auto":
     return [reading]
-  filled = ROWS_A_VECTOR * reading.blocks_per_layer
-  layer = dataclasses.replace(
-    reading.layer,
-    estimator=estimator,
-    block_limit=min(reading.layer.block_limit, filled),
-  )
+  layer = dataclasses.replace(reading.layer, estimator=estimator)
   return [reading._replace(layer=layer)]
 
 
