@@ -27,6 +27,8 @@ class Task(NamedTuple):
     batch: size of a mini-batch.
     discount: of later rewards.
     entropy: weight of the policy's entropy in the loss.
+    beyond: whether an episode that the time limit cuts counts what the critic expects
+      beyond it; otherwise it ends there like any other.
     steps: of the training, over all copies.
   """
 
@@ -39,6 +41,7 @@ class Task(NamedTuple):
   batch: int
   discount: float
   entropy: float
+  beyond: bool
   steps: int = 300_000
 
   @property
@@ -56,9 +59,9 @@ class Task(NamedTuple):
 
 
 TASKS = {
-  "cartpole": Task("cartpole", 2.5e-4, True, "CleanRL", 128, 4, 128, 0.99, 0.01),
+  "cartpole": Task("cartpole", 2.5e-4, True, "CleanRL", 128, 4, 128, 0.99, 0.01, False),
   "pendulum": Task(
-    "pendulum", 1e-3, False, "RL Baselines3 Zoo", 1024, 10, 64, 0.9, 0.0
+    "pendulum", 1e-3, False, "RL Baselines3 Zoo", 1024, 10, 64, 0.9, 0.0, True
   ),
 }
 
@@ -106,10 +109,14 @@ def trainer(
   model = policy.ActorCritic(environment)
   tx = optax.chain(optax.clip_by_global_norm(0.5), tx)
 
-  def train(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    key_params, key_start, key = jax.random.split(key, 3)
+  @jax.jit
+  def init(key: jax.Array) -> Any:
+    seen = environment.observe(environment.start(key))
+    return model.init(key, seen)["params"]
+
+  def train(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    key_start, key = jax.random.split(key)
     states = jax.vmap(environment.start)(jax.random.split(key_start, COPIES))
-    params = model.init(key_params, jax.vmap(environment.observe)(states))["params"]
     zeros = jnp.zeros(COPIES)
     carry = params, tx.init(params), (states, zeros.astype(int), zeros)
 
@@ -125,7 +132,15 @@ def trainer(
 
     return jax.lax.scan(update, carry, jax.random.split(key, task.updates))[1]
 
-  return jax.jit(jax.vmap(train))
+  train_all = jax.jit(jax.vmap(train))
+
+  def run(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Seed by seed: orthogonal starts are decompositions by LAPACK, and some jaxlib
+    # releases never return from several batched ones in one program on a CPU.
+    params = [init(key) for key in keys]
+    return train_all(jax.tree.map(lambda *leaves: jnp.stack(leaves), *params), keys)
+
+  return run
 
 
 def _rollout(
@@ -143,14 +158,18 @@ def _rollout(
     after, reward, failed = jax.vmap(environment.step)(states, action)
     age, total = age + 1, total + reward
     cut = (age >= environment.limit) & ~failed
-    beyond = model.apply({"params": params}, jax.vmap(environment.observe)(after))[1]
     ended = failed | cut
+    if task.beyond:
+      ahead = model.apply({"params": params}, jax.vmap(environment.observe)(after))[1]
+      earned = reward + task.discount * ahead * cut
+    else:
+      earned = reward
     happened = Rollout(
       seen,
       action,
       policy.log_probability(actor, action),
       value,
-      reward + task.discount * beyond * cut,
+      earned,
       ended,
       total,
     )
