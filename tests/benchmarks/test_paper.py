@@ -171,8 +171,8 @@ def test_warm_start_serves_every_setting(task):
   cold = Trainer(task, MBF, MBF.settings, (0, 1)).start(1).carry
   warmed = dataclasses.replace(MBF, prepare=warm)
   carry = Trainer(task, warmed, MBF.settings, (0, 1)).start(1).carry
-  np.testing.assert_array_equal(carry.state[0].weight, np.ones((2, 2)))
-  np.testing.assert_array_equal(cold.state[0].weight, np.zeros((2, 2)))
+  np.testing.assert_array_equal(carry.state[0].bias_correction, np.ones((2, 2)))
+  np.testing.assert_array_equal(cold.state[0].bias_correction, np.zeros((2, 2)))
   assert carry.state[0].count.shape == ()
 
 
