@@ -46,7 +46,8 @@ class Layer:
       'elementwise': a leaf of any shape, each element divided by its root mean square.
     kernel: The kernel's name; for 'elementwise', the leaf's.
     bias: The bias's name, or None; beside an 'elementwise' leaf another such leaf.
-    estimator: 'full', 'shared' or, for all kinds but 'conv', 'low_rank'.
+    estimator: 'full', 'shared' or, for all kinds but 'conv', 'low_rank' or 'both' (for
+      `tests.reference_adam` alone).
     rank: How many gradients 'low_rank' keeps.
     stacked: Whether a leading axis holds independent layers of this reading.
   """
@@ -59,7 +60,8 @@ class Layer:
   stacked: bool = False
 
   def __post_init__(self):
-    estimators = ("full", "shared", "low_rank")[: 2 if self.kind == "conv" else 3]
+    estimators = ("full", "shared", "low_rank", "both")
+    estimators = estimators[: 2 if self.kind == "conv" else 4]
     if (
       self.kind not in (*BLOCK_AXES, "elementwise") or self.estimator not in estimators
     ):
@@ -77,7 +79,7 @@ class _Part:
     str, ...
   ]  # The kernel and the bias joined to its blocks, or one lone leaf.
   block_axes: int | None  # None: every element is a block.
-  estimator: str  # 'full', 'shared', 'low_rank', 'inverse' or 'rms'.
+  estimator: str  # A layer's, or 'inverse' or 'rms' for one-element blocks.
   rank: int
   index: int | None  # The position on the stack.
 
@@ -127,13 +129,14 @@ def float64(arrays: Mapping[str, np.ndarray]) -> Arrays:
   return {name: np.array(array, np.float64) for name, array in arrays.items()}
 
 
-def _value(schedule: Schedule, k: int) -> float:
+def value(schedule: Schedule, k: int) -> float:
+  """Returns a hyperparameter at step k."""
   return float(schedule(k) if callable(schedule) else schedule)
 
 
 def _lambda(mbf: "MbfReference", diagonals: Sequence[np.ndarray], k: int) -> float:
   """Returns a part's damping, given the diagonals of its corrected statistics."""
-  damping = _value(mbf.damping, k)
+  damping = value(mbf.damping, k)
   if mbf.relative_damping:
     return damping * float(np.mean(diagonals)) + RELATIVE_DAMPING_FLOOR
   return damping
@@ -306,7 +309,8 @@ class MbfReference:
       self.trace = {name: np.zeros_like(g) for name, g in grads.items()}
       for part in parts(self.layers, grads):
         kinds = {"full": _Blocks, "shared": _Blocks, "low_rank": _LowRank}
-        estimator = kinds.get(part.estimator, _Elementwise)(part, self)
+        kinds |= {"inverse": _Elementwise, "rms": _Elementwise}
+        estimator = kinds[part.estimator](part, self)
         self._estimators.append((part, estimator))
 
 
@@ -338,7 +342,7 @@ def trajectory(
   for k in range(steps):
     curvature = curvature_gradient_fn and curvature_gradient_fn(params, k)
     directions = optimizer.update(gradient_fn(params, k), curvature)
-    eta = _value(learning_rate, k)
+    eta = value(learning_rate, k)
     params = {
       name: w - eta * (directions[name] + weight_decay * w)
       for name, w in params.items()
