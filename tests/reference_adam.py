@@ -149,7 +149,7 @@ class _LayerReference:
     for matrix in self.inputs:
       matrix.observe(g, self.adam.curvature_ema)
     for matrix in self.outputs:
-      matrix.observe(g[::-1].T**3, self.adam.curvature_ema)
+      matrix.observe(g.T, self.adam.curvature_ema)
     self.updates += 1
 
   def refresh(self) -> None:

@@ -106,6 +106,21 @@ def test_evidence_is_the_number_of_gradients_that_an_average_is_worth():
   assert evidence(0.9, 1000) == pytest.approx(19)
 
 
+@pytest.mark.parametrize(("estimator", "sharing"), [("full", 1), ("shared", 6)])
+def test_every_block_that_shares_a_matrix_is_evidence(estimator, sharing):
+  """Six equal neurons: the same statistics, of one gradient a step or of six."""
+  first, second = noise(2, (7, 1))
+  layer = Layer("dense", "w", estimator=estimator)
+  updates, _, exponents = run([first.repeat(6, 1), second.repeat(6, 1)], [layer])
+  statistic = (0.99 * first @ first.T + second @ second.T) / 1.99
+  power = shrunk_power(statistic, sharing * evidence(0.99, 2), 0.1, exponents[1, 0])
+  expected = power @ (0.9 * first + second)
+  actual = updates[1]["w"][:, 2]
+  np.testing.assert_allclose(
+    actual / np.linalg.norm(actual), expected[:, 0] / np.linalg.norm(expected)
+  )
+
+
 @pytest.mark.parametrize(
   ("limit", "lengths"),
   [(None, [10]), (10, [10]), (9, [5, 5]), (4, [4, 4, 2]), (3, [3, 3, 3, 1])],

@@ -7,7 +7,7 @@ moment itself (Algorithm 2, for the biases of convolutions).
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,17 @@ class ElementwiseBlocks:
 
   reading: Reading
 
-  sides = ()
-  refreshes_with_statistics = False
-  rounds_inverse = False
+  @property
+  def sides(self) -> tuple[str, ...]:
+    return ()
+
+  @property
+  def refreshes_with_statistics(self) -> bool:
+    return False
+
+  @property
+  def rounds_inverse(self) -> bool:
+    return False
 
   def init(self, dtype: jax.typing.DTypeLike) -> ElementwiseState:
     real = jnp.finfo(dtype).dtype
@@ -86,9 +94,7 @@ class ElementwiseBlocks:
   def spread(self, state: ElementwiseState) -> jax.Array:
     return jnp.ones_like(state.second_moment[0])
 
-  def shardings(
-    self, state: ElementwiseState, sharding: NamedSharding
-  ) -> ElementwiseState:
+  def shardings(self, state: ElementwiseState, sharding: NamedSharding) -> Any:
     del state
     names = axes.of_array(sharding, len(self.reading.shape))
     return ElementwiseState(axes.placed(sharding.mesh, None, *names))

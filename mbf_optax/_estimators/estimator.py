@@ -42,6 +42,12 @@ Regularizer = Callable[[Spectrum], tuple[jax.Array, jax.Array]]
 ``scale G + shift I``; both broadcast against the batch and have its rank."""
 
 
+def unregularized(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+  """Statistics as they are: for layers whose matrices are made elsewhere."""
+  ones = jnp.ones_like(spectrum.mean_diagonal)
+  return ones, jnp.zeros_like(ones)
+
+
 class Operations(NamedTuple):
   """Floating-point operations of a layer, for a multiply and an add two.
 
@@ -67,7 +73,9 @@ class Estimator(Protocol):
     rounds_inverse: whether its inverse may be kept in half precision.
   """
 
-  reading: Reading
+  @property
+  def reading(self) -> Reading:
+    """See the class."""
 
   @property
   def sides(self) -> tuple[str, ...]:
@@ -133,9 +141,17 @@ class Blocks:
 
   reading: Reading
 
-  sides = (INPUTS,)
-  refreshes_with_statistics = False
-  rounds_inverse = True
+  @property
+  def sides(self) -> tuple[str, ...]:
+    return (INPUTS,)
+
+  @property
+  def refreshes_with_statistics(self) -> bool:
+    return False
+
+  @property
+  def rounds_inverse(self) -> bool:
+    return True
 
   def completed(self, state: Any) -> Any:
     return state

@@ -1,6 +1,6 @@
 """The ``full`` estimator: every mini-block keeps its own matrix (Algorithm 2)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class PackedBlocks(_FullBlocks):
   def spread(self, state: BlockState) -> jax.Array:
     return spread_of(triangles.diagonal(state.inverse))
 
-  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state
     placed = axes.placed(sharding.mesh, None, *axes.of_blocks(self.reading, sharding))
     return BlockState(placed, placed)
@@ -131,7 +131,7 @@ class MatrixBlocks(_FullBlocks):
   def spread(self, state: BlockState) -> jax.Array:
     return spread_of(diagonals(state.inverse))
 
-  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state
     placed = axes.placed(sharding.mesh, *axes.of_blocks(self.reading, sharding))
     return BlockState(placed, placed)
@@ -143,7 +143,7 @@ def diagonals(matrices: jax.Array) -> jax.Array:
 
 
 def plus_identity(matrices: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds ``values``, of the rank of the batch, to the diagonals of ``(*batch, n, n)``."""
+  """Adds ``values``, of the batch's rank, to the diagonals of ``(*batch, n, n)``."""
   eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
   eye = eye.reshape(*[1] * (matrices.ndim - 2), *eye.shape)
   return matrices + values[..., None, None] * eye

@@ -9,7 +9,7 @@ Gradients of successive steps are alike, ``U^T U`` is nearly singular and the di
 above cancels, so the inverse is applied as ``L^(-T) (L^(-1) x)``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,13 @@ class LowRankState(NamedTuple):
 class LowRankBlocks(Blocks):
   """The last ``layer.rank`` gradients of every neuron, and their Gram matrices."""
 
-  refreshes_with_statistics = True
-  rounds_inverse = False  # rounding here would be amplified by 1 / damping
+  @property
+  def refreshes_with_statistics(self) -> bool:
+    return True
+
+  @property
+  def rounds_inverse(self) -> bool:
+    return False  # rounding here would be amplified by 1 / damping
 
   def init(self, dtype: jax.typing.DTypeLike) -> LowRankState:
     rank, batch = self.reading.layer.rank, self.reading.batch_shape
@@ -138,7 +143,7 @@ class LowRankBlocks(Blocks):
   def spread(self, state: LowRankState) -> jax.Array:
     return self.condition(state, jnp.ones(()))
 
-  def shardings(self, state: LowRankState, sharding: NamedSharding) -> LowRankState:
+  def shardings(self, state: LowRankState, sharding: NamedSharding) -> Any:
     del state
     batch = axes.of_blocks(self.reading, sharding)
     leading = axes.placed(sharding.mesh, *batch)

@@ -2,11 +2,12 @@
 
 The paper's spatial averaging (section 5): the average of the layer's mini-blocks
 stands in for each of them. A wide layer is cut into equal parts of at most
-``block_limit`` inputs with a matrix each, so that cost and memory grow linearly with its
-width (as Anil et al., 2021, cut Shampoo's).
+``block_limit`` inputs with a matrix each, so that cost and memory grow linearly with
+its width (as Anil et al., 2021, cut Shampoo's).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,20 +114,41 @@ class Parts:
     """``P V`` for columns ``(..., n, m)``."""
     return self.join(products.apply(state.inverse, self.split(columns)))
 
-  def shardings(self, reading: Reading, sharding: NamedSharding) -> BlockState:
+  def shardings(self, reading: Reading, sharding: NamedSharding) -> Any:
     """Where statistics and inverses lie."""
     names = axes.of_shared(reading, sharding, self.count, self.kept)
     placed = axes.placed(sharding.mesh, *names)
     return BlockState(placed, placed)
 
 
-class SharedBlocks(Blocks):
-  """Matrices ``(*stack, parts, n, n)``, one for all blocks of a layer."""
+class ColumnBlocks(Blocks):
+  """Layers that are matrices: each block vector is a column."""
 
   @property
   def parts(self) -> Parts:
     """How block vectors are cut."""
     return Parts(self.reading.block_size, self.reading.layer.block_limit)
+
+  def columns(self, vectors: jax.Array) -> jax.Array:
+    """``(n, *stack, *counted)`` to ``(*stack, n, blocks of one layer)``."""
+    columns = vectors.reshape(len(vectors), *self.reading.stack_shape, -1)
+    return jnp.moveaxis(columns, 0, -2)
+
+  def vectors(self, columns: jax.Array) -> jax.Array:
+    """Inverse of :meth:`columns`."""
+    vectors = jnp.moveaxis(columns, -2, 0)
+    return vectors.reshape(len(vectors), *self.reading.batch_shape)
+
+  def operations_of(self, parts: Parts) -> Operations:
+    """Floating-point operations of the matrices of some parts."""
+    reading = self.reading
+    product = 2 * parts.rows * reading.block_size * reading.blocks
+    stacked = reading.blocks // reading.blocks_per_layer
+    return Operations(product, product, 2 * parts.rows**3 * parts.count * stacked)
+
+
+class SharedBlocks(ColumnBlocks):
+  """Matrices ``(*stack, parts, n, n)``, one for all blocks of a layer."""
 
   def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
     return self.parts.init(self.reading.stack_shape, dtype)
@@ -162,22 +184,9 @@ class SharedBlocks(Blocks):
   def spread(self, state: BlockState) -> jax.Array:
     return spread_of(diagonals(state.inverse))
 
-  def shardings(self, state: BlockState, sharding: NamedSharding) -> BlockState:
+  def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state
     return self.parts.shardings(self.reading, sharding)
 
   def operations(self) -> Operations:
-    rows, reading = self.parts.rows, self.reading
-    product = 2 * rows * reading.block_size * reading.blocks
-    stacked = reading.blocks // reading.blocks_per_layer
-    return Operations(product, product, 2 * rows**3 * self.parts.count * stacked)
-
-  def columns(self, vectors: jax.Array) -> jax.Array:
-    """``(n, *stack, *counted)`` to ``(*stack, n, blocks of one layer)``."""
-    columns = vectors.reshape(len(vectors), *self.reading.stack_shape, -1)
-    return jnp.moveaxis(columns, 0, -2)
-
-  def vectors(self, columns: jax.Array) -> jax.Array:
-    """Inverse of :meth:`columns`."""
-    vectors = jnp.moveaxis(columns, -2, 0)
-    return vectors.reshape(len(vectors), *self.reading.batch_shape)
+    return self.operations_of(self.parts)

@@ -5,7 +5,7 @@ products. The outputs' matrix is the mean over the inputs of the outputs' outer
 products, as in Shampoo (Gupta, Koren & Singer, 2018). A gradient is multiplied by both.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from mbf_optax._estimators.estimator import (
   OUTPUTS,
   Operations,
   Regularizer,
+  condition_number,
   norm,
   spread_of,
   without_faults,
 )
 from mbf_optax._estimators.full import BlockState, diagonals
-from mbf_optax._estimators.shared import Parts, SharedBlocks
+from mbf_optax._estimators.shared import ColumnBlocks, Parts
 from mbf_optax._linalg.batches import Matrices, Results
 
 
@@ -37,10 +38,12 @@ class TwoSidedState(NamedTuple):
   outputs: BlockState
 
 
-class TwoSidedBlocks(SharedBlocks):
+class TwoSidedBlocks(ColumnBlocks):
   """A layer moves as one: the outputs' matrix mixes its blocks."""
 
-  sides = (INPUTS, OUTPUTS)
+  @property
+  def sides(self) -> tuple[str, ...]:
+    return (INPUTS, OUTPUTS)
 
   @property
   def output_parts(self) -> Parts:
@@ -93,13 +96,14 @@ class TwoSidedBlocks(SharedBlocks):
     return norm(vectors, (0, *range(1 + stacked, vectors.ndim)))
 
   def condition(self, state: TwoSidedState, correction: jax.Array) -> jax.Array:
-    return super().condition(state.inputs, correction)
+    statistics = diagonals(state.inputs.statistics) / correction
+    return condition_number(statistics, diagonals(state.inputs.inverse))
 
   def spread(self, state: TwoSidedState) -> jax.Array:
     inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
     return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
 
-  def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> TwoSidedState:
+  def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> Any:
     del state
     return TwoSidedState(
       self.parts.shardings(self.reading, sharding),
@@ -107,11 +111,5 @@ class TwoSidedBlocks(SharedBlocks):
     )
 
   def operations(self) -> Operations:
-    inputs, reading = super().operations(), self.reading
-    rows = self.output_parts.rows
-    product = 2 * rows * reading.block_size * reading.blocks
-    stacked = reading.blocks // reading.blocks_per_layer
-    inverse = 2 * rows**3 * self.output_parts.count * stacked
-    return Operations(
-      inputs.apply + product, inputs.statistics + product, inputs.inverse + inverse
-    )
+    sides = map(self.operations_of, (self.parts, self.output_parts))
+    return Operations(*map(sum, zip(*sides, strict=True)))

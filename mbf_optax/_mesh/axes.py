@@ -8,8 +8,9 @@ evenly stays whole.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mbf_optax._partition.layer import Reading
 
@@ -17,7 +18,7 @@ Names = tuple[str, ...]
 """Mesh axes that divide one axis of an array."""
 
 
-def placed(mesh: Mesh, *axes: Names | None) -> NamedSharding:
+def placed(mesh: Mesh | AbstractMesh, *axes: Names | None) -> Any:
   """A layout by the mesh axes of every axis of an array, leading ones first."""
   return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))
 

@@ -11,8 +11,9 @@ With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update:
   d_b          =  R_b m^_b
   update_b     =  d_b |a_b| / |d_b|
 
-``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that ``G_b``
-is made of: a matrix is trusted as far as it is filled. Blocks of one element take ``a``.
+``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that
+``G_b`` is made of: a matrix is trusted as far as it is filled. Blocks of one element
+take ``a``.
 """
 
 import dataclasses
@@ -24,9 +25,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from mbf_optax._estimators.estimator import OUTPUTS, Estimator, Regularizer, Spectrum
+from mbf_optax._estimators.estimator import (
+  OUTPUTS,
+  Estimator,
+  unregularized,
+)
 from mbf_optax._linalg import batches
 from mbf_optax._mesh import devices, layout
+from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import (
@@ -38,16 +44,13 @@ from mbf_optax._optimizers.layers import (
   when,
 )
 from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
+from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks, paths
-from mbf_optax._tree.dtypes import as_float
-
-# A matrix without any gradient is divided by this instead of by zero.
-_FLOOR = 1e-30
 
 
 class MbfAdamState(NamedTuple):
@@ -58,16 +61,15 @@ class MbfAdamState(NamedTuple):
       ``mu`` in ``mu_dtype``).
     bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
-    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving average
-      of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are scalars
-      for a tree without such layers.
+    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
+      average of the foretold share ``r``, not corrected for its start at zero.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``.
   """
 
   adam: optax.ScaleByAdamState
   bias_correction: jax.Array
-  foretold: dict[str, jax.Array] | jax.Array
-  curvature: States | jax.Array
+  foretold: dict[str, jax.Array]
+  curvature: States
 
 
 def scale_by_mbf_adam(
@@ -90,9 +92,9 @@ def scale_by_mbf_adam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients as Adam does, with a matrix for every mini-block.
 
-  What belongs where ``optax.scale_by_adam`` stands in a chain. With :math:`t` the number
-  of the step, :math:`b` a mini-block, :math:`m`, :math:`v` and :math:`a` Adam's moments
-  and update,
+  What belongs where ``optax.scale_by_adam`` stands in a chain. With :math:`t` the
+  number of the step, :math:`b` a mini-block, :math:`m`, :math:`v` and :math:`a` Adam's
+  moments and update,
 
   .. math::
     r &= \langle g, \hat m_{t-1} \rangle / \max(|g|^2, |\hat m_{t-1}|^2) \\
@@ -106,13 +108,14 @@ def scale_by_mbf_adam(
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
-  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the mean
-  diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the number of
-  gradient vectors that :math:`G_b` is made of. The persistence :math:`\kappa` of a layer
-  is near one while its gradient persists; then the step follows Adam's momentum at Adam's
-  length. It is near zero where the gradient is noise or oscillates; then the matrix acts
-  with its full exponent. ``"two_sided"`` layers have matrices of their outputs as well
-  and are scaled as one. Whatever is read element by element takes :math:`a` itself.
+  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the
+  mean diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the
+  number of gradient vectors that :math:`G_b` is made of. The persistence
+  :math:`\kappa` of a layer is near one while its gradient persists; then the step
+  follows Adam's momentum at Adam's length. It is near zero where the gradient is noise
+  or oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers
+  have matrices of their outputs as well and are scaled as one. Whatever is read element
+  by element takes :math:`a` itself.
 
   Args:
     b1: Adam's first decay, in ``[0, 1)``.
@@ -121,8 +124,8 @@ def scale_by_mbf_adam(
     eps_root: Adam's epsilon under the root.
     mu_dtype: dtype of the first moment; ``None`` is float32 or wider.
     nesterov: whether Adam takes Nesterov's momentum; a Python boolean.
-    damping: :math:`\lambda`, relative to the matrices' mean diagonal; positive, a number
-      or a schedule.
+    damping: :math:`\lambda`, relative to the matrices' mean diagonal; positive, a
+      number or a schedule.
     exponent: :math:`p` in ``[0, 1]``, a number or a schedule.
     output_exponent: the same for the outputs of ``"two_sided"`` layers.
     curvature_ema: :math:`\beta`, in ``[0, 1)``.
@@ -137,15 +140,15 @@ def scale_by_mbf_adam(
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
     :class:`MbfAdamState`. Elements of a gradient that are not finite, or that overflow
-    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a tree
-    like the gradients that the statistics see in their place. Its ``init`` logs what
-    each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
+    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a
+    tree like the gradients that the statistics see in their place. Its ``init`` logs
+    what each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
 
   Raises:
     ValueError: here for a hyperparameter out of its range; in ``init`` for parameters
       that cannot be trained or a partition that does not fit them; in ``update`` for
-      gradients that differ from the parameters in structure or shape, and for a state of
-      another partition, see :func:`check_state`.
+      gradients that differ from the parameters in structure or shape, and for a state
+      of another partition, see :func:`check_state`.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax
@@ -161,8 +164,8 @@ def scale_by_mbf_adam(
     Bahamou, Goldfarb and Ren, `A Mini-Block Fisher Method for Deep Neural Networks
     <https://arxiv.org/abs/2202.04124>`_, 2023, for the blocks; Kingma and Ba, `Adam
     <https://arxiv.org/abs/1412.6980>`_, 2015; Gupta, Koren and Singer, `Shampoo
-    <https://arxiv.org/abs/1802.09568>`_, 2018, for two sides; Ledoit and Wolf, 2004, for
-    shrinkage. The exponent that follows persistence is this library's own.
+    <https://arxiv.org/abs/1802.09568>`_, 2018, for two sides; Ledoit and Wolf, 2004,
+    for shrinkage. The exponent that follows persistence is this library's own.
   """
   method = _Method(
     optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
@@ -220,9 +223,9 @@ class _Method:
 
     def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:
       everything = jax.tree.map(lambda _: whole, state)
-      moments = states.beside(params, whole)
+      placed = states.beside(params, whole)
       return everything._replace(
-        adam=everything.adam._replace(mu=moments, nu=moments),
+        adam=everything.adam._replace(mu=placed, nu=placed),
         curvature=states.layers_beside(layers.blocks, state.curvature, params, whole),
       )
 
@@ -259,7 +262,7 @@ class _Method:
   ) -> tuple[optax.Updates, MbfAdamState]:
     """The update rule; ``source`` are the gradients that the statistics see."""
     k, beta = state.adam.count, self.curvature_ema
-    usable = jax.tree.map(_without_faults, g)
+    usable = jax.tree.map(moments.without_faults, g)
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
     kappa = {path: persistence(average, k + 1) for path, average in r.items()}
@@ -271,13 +274,14 @@ class _Method:
     G, c = every(self.curvature_update_period, k, statistics, now)
     R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, kappa), G)
 
-    m_hat = paths.flatten(self._numerator(adam, usable))
+    momentum = moments.nesterov if self.nesterov else moments.plain
+    m_hat = paths.flatten(momentum(adam, usable, self.b1))
     update = paths.flatten(a)
     for estimator in layers.estimators:
       update |= _resized(estimator, R[estimator.reading.path], m_hat, update)
     update = paths.unflatten(g, update)
     update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
-    return update, MbfAdamState(adam, c, r or state.foretold, R or state.curvature)
+    return update, MbfAdamState(adam, c, r, R)
 
   def warm(
     self,
@@ -308,8 +312,8 @@ class _Method:
   ) -> dict[str, jax.Array]:
     """Averages of the foretold share by layer, this gradient's included."""
     leaves, k = paths.flatten(g), state.adam.count
-    before = jax.tree.map(as_float, state.adam.mu)
-    before = paths.flatten(_corrected(before, self.b1, jnp.maximum(k, 1)))
+    before = moments.corrected(state.adam.mu, self.b1, jnp.maximum(k, 1))
+    before = paths.flatten(before)
     averages = {}
     for estimator in layers.estimators:
       r = estimator.reading
@@ -318,7 +322,7 @@ class _Method:
     return averages
 
   def _is_due(self, k: jax.Array) -> jax.Array:
-    """Whether step ``t = k + 1`` is 1, 2, 4, 8, ... before ``T2``, or ``T2`` divides k."""
+    """At ``t = k + 1`` of 1, 2, 4, 8, ... before ``T2``, and where ``T2`` divides k."""
     period = devices.replicated(self.inverse_update_period, k.dtype)
     return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
 
@@ -338,33 +342,8 @@ class _Method:
         value = self.output_exponent if side == OUTPUTS else self.exponent
         exponents.append(share * devices.replicated(_at(value, k), share.dtype))
     powers = functools.partial(_powers, exponents=exponents, method=self.inverse)
-    return layers.refresh(G, self._shrinkage(c, k), powers)
-
-  def _shrinkage(self, c: jax.Array, k: jax.Array) -> Regularizer:
-    """``A + lambda I``: the less a matrix is filled, the closer to the identity."""
-
-    def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
-      dtype = spectrum.mean_diagonal.dtype
-      beta, damping, correction = (
-        devices.replicated(value, dtype)
-        for value in (self.curvature_ema, _at(self.damping, k), c)
-      )
-      samples = (1 + beta) * correction / ((1 - beta) * (2 - correction))
-      n = jnp.asarray(spectrum.order, dtype)
-      alpha = n / (n + spectrum.sharers * samples)
-      return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + damping
-
-    return regularize
-
-  def _numerator(self, adam: optax.ScaleByAdamState, g: optax.Updates) -> optax.Updates:
-    """What Adam divides: the corrected momentum, or Nesterov's form of it."""
-    m, t = jax.tree.map(as_float, adam.mu), adam.count
-    if not self.nesterov:
-      return _corrected(m, self.b1, t)
-    ahead, g_hat = _corrected(m, self.b1, t + 1), _corrected(g, self.b1, t)
-    return jax.tree.map(
-      lambda m, g: _decay(self.b1, m) * m + (1 - _decay(self.b1, g)) * g, ahead, g_hat
-    )
+    regularize = shrinkage(c, self.curvature_ema, _at(self.damping, k))
+    return layers.refresh(G, regularize, powers)
 
 
 def init_state(
@@ -379,8 +358,8 @@ def init_state(
   return MbfAdamState(
     adam=adam.init(states.zeros(params)),
     bias_correction=jnp.zeros(()),
-    foretold=averages or jnp.zeros(()),
-    curvature=blocks.init(leaves) or jnp.zeros(()),
+    foretold=averages,
+    curvature=blocks.init(leaves),
   )
 
 
@@ -403,27 +382,11 @@ def _resized(
 ) -> paths.Leaves:
   """``d |a| / |d|`` of one layer, with ``d = R m^``; zero where ``d`` is."""
   r = estimator.reading
-  d = estimator.precondition(computed(estimator, state), to_blocks(r, m_hat), None)
+  d = estimator.precondition(
+    computed(estimator, state), to_blocks(r, m_hat), unregularized
+  )
   wanted, own = estimator.norms(to_blocks(r, a)), estimator.norms(d)
   return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
-
-
-def _without_faults(g: jax.Array) -> jax.Array:
-  """Wide, with zeros for elements whose squares would stay in the moments for good."""
-  g = as_float(g)
-  return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
-
-
-def _corrected(moments: Any, decay: jax.typing.ArrayLike, count: jax.Array) -> Any:
-  """Moments divided by ``1 - decay ** count``."""
-  return jax.tree.map(
-    lambda m: m / (1 - _decay(decay, m) ** count.astype(_decay(decay, m).dtype)),
-    moments,
-  )
-
-
-def _decay(value: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
-  return devices.replicated(value, jnp.finfo(like.dtype).dtype)
 
 
 def _at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:

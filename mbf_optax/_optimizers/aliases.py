@@ -106,13 +106,13 @@ def mbf_adam(
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Adam with a matrix for every mini-block: the drop-in for ``optax.adam`` and ``adamw``.
+  """Adam with a matrix for every mini-block: the drop-in for ``adam`` and ``adamw``.
 
-  Takes every call of ``optax.adam`` or ``optax.adamw`` with the name changed, positional
-  arguments included, and Adam's learning rate. Every mini-block moves as far as Adam
-  would move it, in a direction that knows how the weights of a neuron or a kernel vary
-  together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of convolutions and
-  layers of fewer than five outputs move exactly as under Adam.
+  Takes every call of ``optax.adam`` or ``optax.adamw`` with the name changed,
+  positional arguments included, and Adam's learning rate. Every mini-block moves as far
+  as Adam would move it, in a direction that knows how the weights of a neuron or a
+  kernel vary together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of
+  convolutions and layers of fewer than five outputs move exactly as under Adam.
 
   Args:
     learning_rate: as for Adam, a number or a schedule.
@@ -122,7 +122,8 @@ def mbf_adam(
     eps_root: Adam's epsilon under the root.
     mu_dtype: dtype of the first moment; ``None`` is float32 or wider.
     weight_decay: decoupled weight decay, as in ``optax.adamw``, whose default is 1e-4.
-    mask: tree of booleans, or a function from parameters to one: which parameters decay.
+    mask: tree of booleans, or a function from parameters to one: which parameters
+      decay.
     nesterov: whether Adam takes Nesterov's momentum; a Python boolean.
     damping: relative to the matrices' mean diagonal; see :func:`scale_by_mbf_adam`.
     exponent: of the inverse, where the gradient does not persist; 0 is Adam's momentum,

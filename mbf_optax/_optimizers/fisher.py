@@ -45,14 +45,14 @@ class MbfState(NamedTuple):
     momentum: the heavy-ball momentum ``m``, structure and shapes of the parameters,
       float32 or wider.
     curvature: state of every layer by the path of its weight array: a ``BlockState``,
-      ``LowRankState`` or ``ElementwiseState``. A scalar for a tree without leaves.
+      ``LowRankState`` or ``ElementwiseState``.
   """
 
   count: jax.Array  # type: ignore[assignment]
   bias_correction: jax.Array
   elementwise_bias_correction: jax.Array
   momentum: optax.Params
-  curvature: States | jax.Array
+  curvature: States
 
 
 def scale_by_mbf(
@@ -296,8 +296,12 @@ def init_state(layers: Layers, params: optax.Params) -> MbfState:
     bias_correction=jnp.zeros(()),
     elementwise_bias_correction=jnp.zeros(()),
     momentum=states.zeros(params),
-    curvature=layers.init(paths.flatten(params)) or jnp.zeros(()),
+    curvature=layers.init(paths.flatten(params)),
   )
+
+
+def _finite_or_old(new: jax.Array, old: jax.Array) -> jax.Array:
+  return jnp.where(jnp.isfinite(new), new, old)
 
 
 def _renewed_with_statistics(layers: Layers) -> Layers:

@@ -38,6 +38,7 @@ def find_states(caller: str, state: Any) -> list[MbfState | MbfAdamState]:
   if not states:
     raise ValueError(
       f"{caller}: there is no MbfState or MbfAdamState in the given state; pass the"
-      " state that tx.init or tx.update returned, of a tx that contains mbf or mbf_adam."
+      " state that tx.init or tx.update returned, of a tx that contains mbf or"
+      " mbf_adam."
     )
   return states

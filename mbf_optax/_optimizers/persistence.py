@@ -2,9 +2,9 @@
 
 With ``g`` the gradient of a layer and ``m^`` the bias-corrected momentum that did not
 know it yet, the foretold share is ``r = <g, m^> / max(|g|^2, |m^|^2)``, in ``[-1, 1]``.
-Its moving average, clipped to ``[0, 1]``, is the layer's persistence ``kappa``: near one
-where the gradient persists (first steps, low rates, full batches), near zero where it is
-noise or oscillates.
+Its moving average, clipped to ``[0, 1]``, is the layer's persistence ``kappa``: near
+one where the gradient persists (first steps, low rates, full batches), near zero where
+it is noise or oscillates.
 """
 
 import jax

@@ -1,7 +1,8 @@
 """From parameters to the block vectors of a layer, and back.
 
 A layer of a dense kernel ``(in, out)`` and a bias ``(out,)`` is ``(in + 1, out)`` as
-blocks: every column is one mini-block. A kernel ``(3, 3, in, out)`` is ``(9, in, out)``.
+blocks: every column is one mini-block. A convolution kernel ``(3, 3, in, out)`` is
+``(9, in, out)``.
 """
 
 import math

@@ -12,8 +12,8 @@ def for_mbf(reading: Reading) -> list[Reading]:
   """A matrix for every block while blocks are small, one for all of them otherwise."""
   if reading.layer.estimator == "two_sided":
     raise ValueError(
-      f'mbf_optax: {reading.path!r} is read as "two_sided", which mbf does not have; use'
-      ' "shared" or "full", or mbf_adam.'
+      f'mbf_optax: {reading.path!r} is read as "two_sided", which mbf does not have;'
+      ' use "shared" or "full", or mbf_adam.'
     )
   is_small = reading.block_size <= reading.layer.full_limit
   return _chosen(reading, "full" if is_small else "shared")
@@ -23,8 +23,8 @@ def for_mbf_adam(reading: Reading) -> list[Reading]:
   """Matrices on both sides, or Adam's update for layers of few outputs."""
   if reading.layer.estimator == "low_rank":
     raise ValueError(
-      f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not have;'
-      ' use "shared" with a smaller block_limit, or mbf.'
+      f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not'
+      ' have; use "shared" with a smaller block_limit, or mbf.'
     )
   if reading.layer.estimator == "auto" and reading.blocks_per_layer < LEAST_OUTPUTS:
     return _single_elements(reading)

@@ -222,8 +222,8 @@ def read(
   stack = tuple(sorted(axis % ndim for axis in layer.stack_axes))
   if len({*axes, *stack}) != len(axes) + len(stack):
     raise ValueError(
-      f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and stacked"
-      f" axes {layer.stack_axes} must all be distinct."
+      f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and"
+      f" stacked axes {layer.stack_axes} must all be distinct."
     )
   layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
   if bias is None or not layer.joins_bias or layer.elementwise:

@@ -1,5 +1,6 @@
 """Reading a parameter tree: which leaves form a layer, and with which estimator."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -8,31 +9,38 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from mbf_optax._partition.bounds import FULL_BLOCK, within_bounds
 from mbf_optax._partition.conventions import (
   Convention,
   Geometry,
   bias_beside,
-  name_of,
   weight_beside,
 )
-from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, read
+from mbf_optax._partition.layer import (
+  Bias,
+  Estimator,
+  Layer,
+  Reading,
+  bias_order,
+  read,
+)
+from mbf_optax._partition.parameters import Parameters, name_of
 from mbf_optax._tree import paths as tree
 
-
-def joins(bias_shape, batch_shape):
-  return [n for n in bias_shape if n != 1] == [n for n in batch_shape if n != 1]
-
-
-Dense = Literal["auto", "full", "shared", "low_rank"]
+Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
 Override = tuple[str, Layer | str]
 
 _ESTIMATORS: dict[str | None, Estimator] = {
+  "auto": "auto",
   "full": "full",
   "shared": "shared",
   "two_sided": "two_sided",
   "low_rank": "low_rank",
 }
-_SHARED_LIMIT = 8193  # past this an n x n matrix is no longer a reasonable default
+# No convolution has as many offsets; a kernel that does, a patch embedding of 14 x 14
+# say, is moved by its own width and so a dense layer over whole patches.
+_PATCH = 196
+_KEPT = 16  # trees whose readings a partition remembers
 
 
 class _Override(NamedTuple):
@@ -62,9 +70,10 @@ class NamedPartition:
 
   Attributes:
     convention: names of weights and biases, and their axes.
-    dense: estimator of dense layers, or ``"auto"``.
+    dense: estimator of dense layers; ``"auto"`` leaves it to the optimizer.
     rank: number of gradients that ``"low_rank"`` layers keep.
-    full_limit: largest block for which ``"auto"`` keeps a matrix per neuron.
+    full_limit: largest block for which ``"auto"`` may keep a matrix per neuron.
+    block_limit: largest number of inputs or outputs that one shared matrix spans.
     overrides: what to read otherwise, first match first.
   """
 
@@ -72,7 +81,11 @@ class NamedPartition:
   dense: Dense
   rank: int
   full_limit: int
+  block_limit: int
   overrides: tuple[_Override, ...]
+  _seen: dict[Any, tuple[Reading, ...]] = dataclasses.field(
+    default_factory=collections.OrderedDict, init=False, repr=False, compare=False
+  )
 
   @classmethod
   def checked(
@@ -81,29 +94,40 @@ class NamedPartition:
     dense: Dense,
     rank: int,
     full_limit: int,
+    block_limit: int,
     overrides: Sequence[Override],
   ) -> "NamedPartition":
     """A partition of checked arguments; see :func:`mbf_optax.flax_partition`."""
-    if dense not in ("auto", *_ESTIMATORS):
+    if dense not in _ESTIMATORS:
       raise ValueError(
-        f"mbf_optax: the partition got dense={dense!r}; use 'auto', 'full', 'shared' or"
-        " 'low_rank'."
+        f"mbf_optax: the partition got dense={dense!r}; use one of"
+        f" {', '.join(map(repr, _ESTIMATORS))}."
       )
-    for name, value in (("rank", rank), ("full_limit", full_limit)):
+    limits = {"rank": rank, "full_limit": full_limit, "block_limit": block_limit}
+    for name, value in limits.items():
       if value < 1:
         raise ValueError(
           f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
         )
     parsed = tuple(_Override.parse(*pair) for pair in overrides)
-    return cls(convention, dense, rank, full_limit, parsed)
+    return cls(convention, dense, rank, full_limit, block_limit, parsed)
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
     leaves = tree.flatten(params)
-    self._check_overrides(leaves)
+    key = tuple((path, tuple(a.shape), str(a.dtype)) for path, a in leaves.items())
+    if key not in self._seen:
+      readings = self._read(Parameters(leaves))
+      while len(self._seen) >= _KEPT:
+        self._seen.pop(next(iter(self._seen)), None)
+      self._seen[key] = readings
+    return self._seen[key]
+
+  def _read(self, params: Parameters) -> tuple[Reading, ...]:
+    self._check_overrides(params.leaves)
     readings, joined = {}, set()
-    for path, leaf in leaves.items():
-      bias = self._bias_of(path, leaves)
-      readings[path] = read(path, tuple(leaf.shape), self._layer(path, leaves), bias)
+    for path in params.leaves:
+      layer, bias = self._layer(path, params)
+      readings[path] = read(path, params.shape(path), layer, bias)
       joined.add(readings[path].bias_path)
     return tuple(reading for path, reading in readings.items() if path not in joined)
 
@@ -115,21 +139,24 @@ class NamedPartition:
           f" {', '.join(leaves)}."
         )
 
-  def _layer(self, path: str, leaves: tree.Leaves) -> Layer:
-    weight_path = weight_beside(path, self.convention, leaves)
+  def _layer(self, path: str, params: Parameters) -> tuple[Layer, Bias | None]:
+    """How to read the leaf at ``path``, and the bias beside it."""
+    weight_path = weight_beside(path, self.convention, params)
     asked = self._asked(path, weight_path)
     if isinstance(asked, Layer):
-      if _is_complex(leaves[path]) and not asked.elementwise:
+      if _is_complex(params[path]) and not asked.elementwise:
         raise ValueError(
           f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
           ' are of real numbers, so read it as "rms".'
         )
-      return asked
+      bias_path = self._bias_path(path, params)
+      bias = None if bias_path is None else Bias(bias_path, params.shape(bias_path))
+      return asked, bias
     if asked is None and weight_path is not None:
-      return self._bias_layer(weight_path, path, leaves)
+      return self._bias_layer(weight_path, path, params), None
     if asked is None and name_of(path) not in self.convention.weights:
-      return Layer(estimator="rms")
-    return self._weight_layer(path, leaves, asked)
+      return Layer(estimator="rms"), None
+    return self._weight_layer(path, params, asked)
 
   def _asked(self, path: str, weight_path: str | None) -> Layer | str | None:
     """What the first override says; one of the weight does not reach its bias."""
@@ -139,41 +166,76 @@ class NamedPartition:
         return layer
     return None
 
-  def _bias_layer(self, weight_path: str, path: str, leaves: tree.Leaves) -> Layer:
+  def _bias_layer(self, weight_path: str, path: str, params: Parameters) -> Layer:
     """Of a bias beside a weight; without effect where the weight's blocks hold it."""
-    weight, bias = self._layer(weight_path, leaves), leaves[path]
-    if weight.elementwise or _is_complex(bias):
+    weight, bias = self._layer(weight_path, params)
+    if weight.elementwise or _is_complex(params[path]):
       return Layer(estimator="rms")
-    return Layer(
-      estimator="inverse",
-      stack_axes=tuple(range(min(len(weight.stack_axes), bias.ndim))),
-    )
+    axes = range(params[path].ndim) if bias is None or bias.axes is None else bias.axes
+    stack = [at for at, axis in enumerate(axes) if axis in weight.stack_axes]
+    return Layer(estimator="inverse", stack_axes=tuple(stack))
 
-  def _weight_layer(self, path: str, leaves: tree.Leaves, asked: str | None) -> Layer:
-    leaf = leaves[path]
+  def _weight_layer(
+    self, path: str, params: Parameters, asked: str | None
+  ) -> tuple[Layer, Bias | None]:
+    leaf = params[path]
     excluded = asked == "rms" or (asked is None and self.convention.excludes(path))
     if excluded or _is_complex(leaf) or leaf.size == 0:
-      return Layer(estimator="rms")
-    stack, spatial, inputs = Geometry(0, (), ())
+      return Layer(estimator="rms"), None
+    geometry = Geometry((), (), (), ())
     if leaf.ndim >= 2:
-      stack, spatial, inputs = self.convention.geometry(path, leaves, asked == "dense")
-    if not (spatial if asked == "conv" else inputs):
-      return self._without_blocks(path, leaf, asked)
-    estimator = _ESTIMATORS.get(asked)
-    if asked == "conv" or any(leaf.shape[axis] > 1 for axis in spatial):
-      per_kernel = estimator or "full"
-      return Layer(
-        spatial, per_kernel, tuple(range(stack)), joins_bias=False, rank=self.rank
-      )
-    axes = tuple(sorted(spatial + inputs))
-    counted = [size for axis, size in enumerate(leaf.shape) if axis not in axes]
-    bias = self._bias_of(path, leaves)
-    joined = bias is not None and joins(bias[1], tuple(counted))
-    size = math.prod(leaf.shape[axis] for axis in axes) + joined
-    estimator = estimator or self._dense_estimator(size)
+      geometry = self.convention.geometry(path, params, asked == "dense")
+    if not (geometry.spatial if asked == "conv" else geometry.inputs):
+      return self._without_blocks(path, leaf, asked), None
+    offsets = math.prod(leaf.shape[axis] for axis in geometry.spatial)
+    if asked == "conv" or 1 < offsets < _PATCH:
+      layer = self._convolution(geometry, offsets, params.shape(path), asked)
+    else:
+      layer = self._dense_layer(geometry, params.shape(path), asked)
+    bias_path = self._bias_path(path, params)
+    if bias_path is None:
+      return dataclasses.replace(layer, joins_bias=False), None
+    bias = Bias(bias_path, params.shape(bias_path), geometry.bias_axes)
+    alone = Reading(path, None, params.shape(path), layer)
+    joins = layer.joins_bias and bias_order(alone, bias) is not None
+    return dataclasses.replace(layer, joins_bias=joins), bias
+
+  def _convolution(
+    self,
+    geometry: Geometry,
+    offsets: int,
+    shape: tuple[int, ...],
+    asked: str | None,
+  ) -> Layer:
+    """One block per kernel, with a matrix of its own where that is small."""
+    default: Estimator = "full" if offsets <= FULL_BLOCK else "shared"
+    layer = self._of(geometry.spatial, geometry, _ESTIMATORS.get(asked, default))
+    return self._bounded(dataclasses.replace(layer, joins_bias=False), shape)
+
+  def _dense_layer(
+    self, geometry: Geometry, shape: tuple[int, ...], asked: str | None
+  ) -> Layer:
+    """One block per neuron, over its inputs and offsets."""
+    axes = tuple(sorted(geometry.spatial + geometry.inputs))
+    layer = self._of(axes, geometry, _ESTIMATORS.get(asked, _ESTIMATORS[self.dense]))
+    return self._bounded(layer, shape)
+
+  def _of(
+    self, axes: tuple[int, ...], geometry: Geometry, estimator: Estimator
+  ) -> Layer:
     return Layer(
-      axes, estimator, tuple(range(stack)), joined, self.rank, self.full_limit
+      block_axes=axes,
+      estimator=estimator,
+      stack_axes=geometry.stack_axes,
+      rank=self.rank,
+      full_limit=self.full_limit,
+      block_limit=self.block_limit,
     )
+
+  def _bounded(self, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """Within the bounds, unless a wider limit than the default is asked for."""
+    asked = self.block_limit > Layer.block_limit
+    return layer if asked else within_bounds(layer, shape)
 
   def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
     if asked in ("conv", "dense"):
@@ -184,17 +246,12 @@ class NamedPartition:
       )
     return Layer(estimator="rms")
 
-  def _dense_estimator(self, block_size: int) -> Estimator:
-    return self.dense
-
-  def _bias_of(self, path: str, leaves: tree.Leaves) -> Bias | None:
+  def _bias_path(self, path: str, params: Parameters) -> str | None:
     """The bias that may join the blocks: real, and with no override of its own."""
-    bias_path = bias_beside(path, self.convention, leaves)
-    if bias_path is None or _is_complex(leaves[bias_path]):
+    bias_path = bias_beside(path, self.convention, params)
+    if bias_path is None or _is_complex(params[bias_path]):
       return None
-    if self._asked(bias_path, path) is not None:
-      return None
-    return Bias(bias_path, tuple(leaves[bias_path].shape))
+    return bias_path if self._asked(bias_path, path) is None else None
 
 
 def _is_complex(leaf: Any) -> bool:

@@ -11,26 +11,31 @@ def flax_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
+  block_limit: int = 256,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Flax parameters, Linen and NNX alike.
 
   A ``kernel`` of rank 2 is a dense layer: one block per neuron, over its input
   weights and its bias. Other kernels are convolutions: one block per pair of input
-  and output channel, over the spatial offsets; convolutions with a single spatial
-  offset are dense layers over their input channels. The projections of attention
-  (``query``, ``key``, ``value``, ``out``; any kernel whose bias has several axes) are
-  neurons over the contracted axes. Layers stacked on a leading axis by ``nn.scan`` or
-  ``nn.vmap`` are recognised by their biases and norms, or by Linen's automatic names.
+  and output channel, over the spatial offsets, with one matrix for all of a layer past
+  36 offsets. Convolutions of one offset are dense layers over their input channels,
+  and those of 196 offsets (14 x 14, as in patch embeddings) or more over offsets and
+  input channels. The projections of attention (``query``, ``key``, ``value``, ``out``;
+  any kernel whose bias has several axes) are neurons over the contracted axes. Layers
+  stacked by ``nn.scan`` or ``nn.vmap``, on any axis, are recognised by their biases and
+  norms, or by Linen's automatic names.
   Everything else (norms, embeddings, unnamed arrays, complex arrays) is read element
   by element.
 
   Args:
-    dense: estimator of dense layers. ``"auto"`` is ``"full"`` for blocks of up to
-      ``full_limit`` elements, then ``"shared"``, and ``"low_rank"`` where a layer is
-      too wide for a matrix of its width.
+    dense: estimator of dense layers, see :class:`Layer`; ``"auto"`` leaves it to the
+      optimizer.
     rank: number of gradients that ``"low_rank"`` layers keep.
-    full_limit: largest block size for which ``"auto"`` keeps a matrix per neuron.
+    full_limit: largest block size for which ``"auto"`` may keep a matrix per neuron.
+    block_limit: largest number of inputs (or outputs) that one matrix spans, lowered
+      for layers of so few outputs (or inputs) that it would hold more than 40 floats a
+      parameter; more than 256 is taken as it is.
     overrides: pairs of a regular expression, searched for in the weight's path, and
       what to read it as: a :class:`Layer`, or one of ``"full"``, ``"shared"``,
       ``"low_rank"`` (the same blocks with that estimator), ``"conv"`` (one block per
@@ -62,13 +67,16 @@ def flax_partition(
     Conv_0/bias inverse 32 1
     Conv_0/kernel full 512 9
   """
-  return NamedPartition.checked(ChannelsLast(), dense, rank, full_limit, overrides)
+  return NamedPartition.checked(
+    ChannelsLast(), dense, rank, full_limit, block_limit, overrides
+  )
 
 
 def haiku_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
+  block_limit: int = 256,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Haiku parameters, whose weights are called ``w`` and biases ``b``.
@@ -77,6 +85,7 @@ def haiku_partition(
     dense: see :func:`flax_partition`.
     rank: see :func:`flax_partition`.
     full_limit: see :func:`flax_partition`.
+    block_limit: see :func:`flax_partition`.
     overrides: see :func:`flax_partition`.
 
   Returns:
@@ -90,16 +99,17 @@ def haiku_partition(
     >>> w, b = (jax.ShapeDtypeStruct(s, "float32") for s in ((20, 5), (5,)))
     >>> (reading,) = mbf_optax.haiku_partition()({"mlp/~/linear_0": {"w": w, "b": b}})
     >>> print(reading.layer.estimator, reading.blocks, reading.block_size)
-    full 5 21
+    auto 5 21
   """
   names = ChannelsLast(weights=("w", "w_i", "w_h"), bias="b")
-  return NamedPartition.checked(names, dense, rank, full_limit, overrides)
+  return NamedPartition.checked(names, dense, rank, full_limit, block_limit, overrides)
 
 
 def equinox_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
+  block_limit: int = 256,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Equinox models, whose weights are ``(out, in, *spatial)``.
@@ -111,6 +121,7 @@ def equinox_partition(
     dense: see :func:`flax_partition`.
     rank: see :func:`flax_partition`.
     full_limit: see :func:`flax_partition`.
+    block_limit: see :func:`flax_partition`.
     overrides: see :func:`flax_partition`; ``"dense"`` takes all axes but the first as
       inputs.
 
@@ -128,4 +139,6 @@ def equinox_partition(
     >>> print(reading.layer.block_axes, reading.blocks, reading.block_size)
     (1,) 5 21
   """
-  return NamedPartition.checked(ChannelsFirst(), dense, rank, full_limit, overrides)
+  return NamedPartition.checked(
+    ChannelsFirst(), dense, rank, full_limit, block_limit, overrides
+  )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax._estimators.estimator import Estimator
+from mbf_optax._estimators.estimator import Estimator, unregularized
 from mbf_optax._optimizers.adam import MbfAdamState
 from mbf_optax._optimizers.fisher import MbfState
 from mbf_optax._optimizers.found import find_states, plain
@@ -24,8 +24,9 @@ class LayerMetrics(NamedTuple):
   """Numbers of one layer, each an array ``()``.
 
   Attributes:
-    persistence: how much of its gradient the momentum before it foretold, in ``[0, 1]``,
-      the mean over stacked layers; 0 under ``mbf``, which does not follow it.
+    persistence: how much of its gradient the momentum before it foretold, in
+      ``[0, 1]``, the mean over stacked layers; 0 under ``mbf``, which does not follow
+      it.
     exponent: the share of the optimizer's ``exponent`` that this persistence lets act,
       ``1 - sqrt(persistence)``.
     condition: condition number of the preconditioner, the geometric mean over the
@@ -66,9 +67,9 @@ def metrics(
   the jitted one. Layers that are read element by element are left out; their blocks are
   single numbers.
 
-  Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics is
-  estimated from
-  the diagonals of the statistics :math:`G` and of the inverse :math:`P` in use, as
+  Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics
+  is estimated from the diagonals of the statistics :math:`G` and of the inverse
+  :math:`P` in use, as
 
   .. math:: 1 + \operatorname{tr}(G / c) \, \max_i P_{ii} .
 
@@ -149,14 +150,12 @@ def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
     e.reading.path: persistence(state.foretold[e.reading.path], state.adam.count)
     for e in layers.estimators
   }
-  curvature = state.curvature if layers.estimators else {}
-  return _View(layers, momentum, dict(curvature), kappa, None)
+  return _View(layers, momentum, dict(state.curvature), kappa, None)
 
 
 def _check(layers: Layers, curvature: Any, moments: paths.Leaves) -> None:
   """Raises a ``ValueError`` unless the state was made for these layers."""
-  states = dict(curvature) if hasattr(curvature, "keys") else {}
-  given = {path: _shapes(layer) for path, layer in states.items()}
+  given = {path: _shapes(layer) for path, layer in dict(curvature).items()}
   wanted = jax.eval_shape(layers.init, moments)
   for path in (*wanted, *given):
     if given.get(path) != (_shapes(wanted[path]) if path in wanted else None):
@@ -181,7 +180,7 @@ def _of_layer(
   state = computed(estimator, view.curvature[reading.path])
   vectors = to_blocks(reading, view.momentum)
   if updates is None:
-    step = estimator.precondition(state, vectors, None)
+    step = estimator.precondition(state, vectors, unregularized)
   else:
     step = _blocks_of(estimator, "updates", updates, view.momentum)
   if gradients is not None:

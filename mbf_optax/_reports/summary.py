@@ -1,7 +1,7 @@
 """What each layer becomes, and what that costs, before anything is allocated."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -136,17 +136,15 @@ def summarize(
   state = jax.eval_shape(tx.init, params)
   readings = [c for r in partition(params) for c in choose(r)]
   moments = list(map(paths.flatten, _moments(state)))
-  layers = state.curvature
-  layers = layers if isinstance(layers, dict) else {}
   rows = []
   for reading in readings:
     held = [moment[path] for moment in moments for path in reading.paths]
-    held += [layers[reading.path]] if reading.path in layers else []
+    held.append(state.curvature.get(reading.path))
     rows.append(_row(reading, _bytes(held)))
   return Summary(tuple(rows), _bytes(state), _elements(params))
 
 
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[[Reading], Any]]] = {
   "mbf": (scale_by_mbf, for_mbf),
   "mbf_adam": (scale_by_mbf_adam, for_mbf_adam),
 }

@@ -1,0 +1,1 @@
+"""Tests of how parameter trees are read."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 import mbf_optax
-from mbf_optax.layers import from_blocks, to_blocks
+from mbf_optax._partition.blocks import from_blocks, to_blocks
 
 each_library = pytest.mark.parametrize("library", ["flax", "haiku", "equinox"])
 PRESETS = {
@@ -35,7 +35,7 @@ MODULES = [
 ]
 ALL_NAMES = [*MODULES, *itertools.chain(*LEAVES.values())]
 DTYPES = ["float32", "float32", "bfloat16", "float16", "complex64"]
-READINGS = ["full", "shared", "low_rank", "conv", "dense", "rms"]
+READINGS = ["auto", "full", "shared", "two_sided", "low_rank", "conv", "dense", "rms"]
 
 names = st.one_of(
   st.sampled_from(ALL_NAMES),
@@ -110,13 +110,16 @@ def leaves_of(tree, path=()):
 @st.composite
 def layer_objects(draw):
   estimator = draw(
-    st.sampled_from(["full", "shared", "low_rank", "full", "rms", "inverse"])
+    st.sampled_from(
+      ["full", "shared", "low_rank", "auto", "two_sided", "rms", "inverse"]
+    )
   )
   axes = ()
   if estimator not in ("rms", "inverse"):
     axis = st.sampled_from([0, -1, 1, -2, 2, -3, 5])
     axes = tuple(draw(st.lists(axis, min_size=1, max_size=2)))
-  stack, joins_bias = draw(st.sampled_from([0, 0, 0, 1, 2, -1])), draw(st.booleans())
+  stacks = st.sampled_from([(), (), (), (0,), (1,), (0, 1), (-1,), (7,)])
+  stack, joins_bias = draw(stacks), draw(st.booleans())
   return mbf_optax.Layer(axes, estimator, stack, joins_bias, rank=2)
 
 
@@ -139,9 +142,10 @@ def cases(draw, library):
   tree = draw(trees(library))
   paths = [path for path, _ in leaves_of(tree)]
   return tree, {
-    "dense": draw(st.sampled_from(["auto", "full", "shared", "low_rank"])),
+    "dense": draw(st.sampled_from(["auto", "full", "shared", "two_sided", "low_rank"])),
     "rank": draw(st.integers(1, 3)),
     "full_limit": draw(st.integers(1, 9)),
+    "block_limit": draw(st.integers(1, 9)),
     "overrides": draw(overrides(paths)),
   }
 

@@ -55,32 +55,32 @@ class Everything(nn.Module):
 
 
 EXPECTED = {
-  "strided/kernel": ("full", (0, 1), 0, False),
-  "strided/bias": ("inverse", (), 0, False),
-  "dilated/kernel": ("full", (0, 1), 0, False),
-  "depthwise/kernel": ("full", (0, 1), 0, False),
-  "depthwise/bias": ("inverse", (), 0, False),
-  "grouped/kernel": ("full", (0, 1), 0, False),
-  "grouped/bias": ("inverse", (), 0, False),
-  "pointwise/kernel": ("full", (0, 1, 2), 0, True),
-  "transpose/kernel": ("full", (0, 1), 0, False),
-  "transpose/bias": ("inverse", (), 0, False),
-  "batch_norm/scale": ("rms", (), 0, False),
-  "batch_norm/bias": ("rms", (), 0, False),
-  "conv1d/kernel": ("full", (0,), 0, False),
-  "conv1d/bias": ("inverse", (), 0, False),
-  "attention/query/kernel": ("full", (0,), 0, True),
-  "attention/key/kernel": ("full", (0,), 0, True),
-  "attention/value/kernel": ("full", (0,), 0, True),
-  "attention/out/kernel": ("full", (0, 1), 0, True),
-  "layer_norm/scale": ("rms", (), 0, False),
-  "layer_norm/bias": ("rms", (), 0, False),
-  "GRUCell_0/in/kernel": ("full", (0,), 0, True),
-  "GRUCell_0/hn/kernel": ("full", (0,), 0, True),
-  "general/kernel": ("full", (0,), 0, True),
-  "no_bias/kernel": ("full", (0,), 0, False),
-  "dense/kernel": ("full", (0,), 0, True),
-  "embed/embedding": ("rms", (), 0, False),
+  "strided/kernel": ("full", (0, 1), (), False),
+  "strided/bias": ("inverse", (), (), False),
+  "dilated/kernel": ("full", (0, 1), (), False),
+  "depthwise/kernel": ("full", (0, 1), (), False),
+  "depthwise/bias": ("inverse", (), (), False),
+  "grouped/kernel": ("full", (0, 1), (), False),
+  "grouped/bias": ("inverse", (), (), False),
+  "pointwise/kernel": ("auto", (0, 1, 2), (), True),
+  "transpose/kernel": ("full", (0, 1), (), False),
+  "transpose/bias": ("inverse", (), (), False),
+  "batch_norm/scale": ("rms", (), (), False),
+  "batch_norm/bias": ("rms", (), (), False),
+  "conv1d/kernel": ("full", (0,), (), False),
+  "conv1d/bias": ("inverse", (), (), False),
+  "attention/query/kernel": ("auto", (0,), (), True),
+  "attention/key/kernel": ("auto", (0,), (), True),
+  "attention/value/kernel": ("auto", (0,), (), True),
+  "attention/out/kernel": ("auto", (0, 1), (), True),
+  "layer_norm/scale": ("rms", (), (), False),
+  "layer_norm/bias": ("rms", (), (), False),
+  "GRUCell_0/in/kernel": ("auto", (0,), (), True),
+  "GRUCell_0/hn/kernel": ("auto", (0,), (), True),
+  "general/kernel": ("auto", (0,), (), True),
+  "no_bias/kernel": ("auto", (0,), (), False),
+  "dense/kernel": ("auto", (0,), (), True),
+  "embed/embedding": ("rms", (), (), False),
 }
 
 
@@ -98,7 +98,7 @@ def test_contracting_projection_needs_no_help_but_its_name():
   params = shapes_of(Everything(), (2, 8, 8, 3))
   assert describe(read(params)["contracting/kernel"])[1] == (0,)
   readings = read(params, overrides=[("contracting", "dense")])
-  assert describe(readings["contracting/kernel"]) == ("full", (0, 1), 0, True)
+  assert describe(readings["contracting/kernel"]) == ("auto", (0, 1), (), True)
 
 
 class Block(nn.Module):
@@ -128,11 +128,11 @@ def test_scanned_layers(name, use_bias):
   prefix = name or "ScanBlock_0"
   attention = f"{prefix}/MultiHeadDotProductAttention_0"
   expected = {
-    f"{prefix}/Dense_0/kernel": ("full", (1,), 1, use_bias),
-    f"{prefix}/Conv_0/kernel": ("full", (1,), 1, False),
-    f"{attention}/query/kernel": ("full", (1,), 1, use_bias),
-    f"{attention}/out/kernel": ("full", (1, 2), 1, use_bias),
-    f"{prefix}/LayerNorm_0/scale": ("rms", (), 0, False),
+    f"{prefix}/Dense_0/kernel": ("auto", (1,), (0,), use_bias),
+    f"{prefix}/Conv_0/kernel": ("full", (1,), (0,), False),
+    f"{attention}/query/kernel": ("auto", (1,), (0,), use_bias),
+    f"{attention}/out/kernel": ("auto", (1, 2), (0,), use_bias),
+    f"{prefix}/LayerNorm_0/scale": ("rms", (), (), False),
   }
   for path, want in expected.items():
     assert describe(readings[path]) == want, path
@@ -149,7 +149,7 @@ def test_vmapped_layers_without_a_bias_are_known_by_linens_name():
       return vmapped(3, use_bias=False)(x)
 
   readings = read(shapes_of(Model(), (2, 6, 4)))
-  assert describe(readings["VmapDense_0/kernel"]) == ("full", (1,), 1, False)
+  assert describe(readings["VmapDense_0/kernel"]) == ("auto", (1,), (0,), False)
 
 
 def test_a_broadcast_scan_is_not_a_stack():
@@ -162,7 +162,7 @@ def test_a_broadcast_scan_is_not_a_stack():
       return scanned(jnp.zeros((2, 4)), x)[1]
 
   for reading in read(shapes_of(Model(), (5, 2, 4))).values():
-    assert reading.layer.stack_axes == 0
+    assert reading.layer.stack_axes == ()
 
 
 def test_nnx_reads_as_linen():
@@ -176,13 +176,13 @@ def test_nnx_reads_as_linen():
 
   readings = read(nnx.state(Model(nnx.Rngs(0)), nnx.Param))
   expected = {
-    "conv/kernel": ("full", (0, 1), 0, False),
-    "conv/bias": ("inverse", (), 0, False),
-    "norm/scale": ("rms", (), 0, False),
-    "attention/query/kernel": ("full", (0,), 0, True),
-    "attention/out/kernel": ("full", (0, 1), 0, True),
-    "blocks/1/kernel": ("full", (0,), 0, True),
-    "embed/embedding": ("rms", (), 0, False),
+    "conv/kernel": ("full", (0, 1), (), False),
+    "conv/bias": ("inverse", (), (), False),
+    "norm/scale": ("rms", (), (), False),
+    "attention/query/kernel": ("auto", (0,), (), True),
+    "attention/out/kernel": ("auto", (0, 1), (), True),
+    "blocks/1/kernel": ("auto", (0,), (), True),
+    "embed/embedding": ("rms", (), (), False),
   }
   assert {path: describe(readings[path]) for path in expected} == expected
 
@@ -195,14 +195,13 @@ def test_boxed_parameters_have_the_paths_of_plain_ones():
   assert read(boxed) == read(plain)
 
 
-@pytest.mark.parametrize(
-  ("inputs", "estimator"),
-  [(31, "full"), (32, "shared"), (8192, "shared"), (8193, "low_rank")],
-)
-def test_auto_follows_the_block_size(inputs, estimator):
-  """A neuron's bias counts."""
-  params = shapes_of(nn.Dense(2), (1, inputs))
-  assert read(params)["kernel"].layer.estimator == estimator
+def test_the_optimizer_chooses_the_estimator_of_dense_layers():
+  params = shapes_of(nn.Dense(100), (1, 9000))
+  layer = read(params, rank=3, full_limit=5, block_limit=64)["kernel"].layer
+  assert (layer.estimator, layer.rank) == ("auto", 3)
+  assert (layer.full_limit, layer.block_limit) == (5, 64)
+  for dense in ("full", "shared", "two_sided", "low_rank"):
+    assert read(params, dense=dense)["kernel"].layer.estimator == dense
 
 
 def test_complex_and_empty_arrays_are_elementwise():
@@ -228,34 +227,34 @@ def test_overrides():
       ("grouped", "rms"),
     ],
   )
-  assert describe(readings["pointwise/kernel"]) == ("full", (0, 1), 0, False)
-  assert describe(readings["pointwise/bias"]) == ("inverse", (), 0, False)
+  assert describe(readings["pointwise/kernel"]) == ("full", (0, 1), (), False)
+  assert describe(readings["pointwise/bias"]) == ("inverse", (), (), False)
   assert readings["pointwise/kernel"].block_size == 1
-  assert describe(readings["strided/kernel"]) == ("shared", (0, 1), 0, False)
-  assert describe(readings["strided/bias"]) == ("inverse", (), 0, False)
-  assert describe(readings["dense/kernel"]) == ("low_rank", (0,), 0, True)
+  assert describe(readings["strided/kernel"]) == ("shared", (0, 1), (), False)
+  assert describe(readings["strided/bias"]) == ("inverse", (), (), False)
+  assert describe(readings["dense/kernel"]) == ("low_rank", (0,), (), True)
   assert readings["dense/kernel"].layer.rank == 4
-  assert describe(readings["depthwise/kernel"]) == ("full", (0, 1), 0, False)
-  assert describe(readings["depthwise/bias"]) == ("rms", (), 0, False)
-  assert describe(readings["no_bias/kernel"]) == ("full", (1,), 0, False)
-  assert describe(readings["grouped/kernel"]) == ("rms", (), 0, False)
-  assert describe(readings["grouped/bias"]) == ("rms", (), 0, False)
+  assert describe(readings["depthwise/kernel"]) == ("full", (0, 1), (), False)
+  assert describe(readings["depthwise/bias"]) == ("rms", (), (), False)
+  assert describe(readings["no_bias/kernel"]) == ("full", (1,), (), False)
+  assert describe(readings["grouped/kernel"]) == ("rms", (), (), False)
+  assert describe(readings["grouped/bias"]) == ("rms", (), (), False)
 
 
 def test_an_override_of_a_bias_keeps_it_out_of_the_blocks():
   params = shapes_of(nn.Dense(2), (1, 3))
   readings = read({"a": params, "b": params}, overrides=[("a/bias", "rms")])
-  assert describe(readings["a/kernel"]) == ("full", (0,), 0, False)
-  assert describe(readings["a/bias"]) == ("rms", (), 0, False)
-  assert describe(readings["b/kernel"]) == ("full", (0,), 0, True)
+  assert describe(readings["a/kernel"]) == ("auto", (0,), (), False)
+  assert describe(readings["a/bias"]) == ("rms", (), (), False)
+  assert describe(readings["b/kernel"]) == ("auto", (0,), (), True)
   assert "b/bias" not in readings
 
 
 def test_complex_arrays_have_no_blocks():
   params = {"a": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2, jnp.complex64)}}
   readings = read(params)
-  assert describe(readings["a/kernel"]) == ("full", (0,), 0, False)
-  assert describe(readings["a/bias"]) == ("rms", (), 0, False)
+  assert describe(readings["a/kernel"]) == ("auto", (0,), (), False)
+  assert describe(readings["a/bias"]) == ("rms", (), (), False)
   blocks = mbf_optax.Layer(block_axes=(0,))
   with pytest.raises(ValueError, match="'a/bias', which is complex"):
     read(params, overrides=[("a/bias", blocks)])
@@ -282,10 +281,10 @@ def test_convolutions_named_like_attention(kernel):
   for name, inputs in (("query", 3), ("out", 4)):
     reading = readings[f"{name}/kernel"]
     if kernel == (1, 1):
-      assert describe(reading) == ("full", (0, 1, 2), 0, True)
+      assert describe(reading) == ("auto", (0, 1, 2), (), True)
       assert reading.block_size == inputs + 1
     else:
-      assert describe(reading) == ("full", spatial, 0, False)
+      assert describe(reading) == ("full", spatial, (), False)
 
 
 def test_first_matching_override_wins():
@@ -301,3 +300,53 @@ def test_trees_without_names_are_elementwise(tree):
   readings = read(tree)
   assert len(readings) == len(jax.tree.leaves(tree))
   assert all(r.layer.estimator == "rms" for r in readings.values())
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_layers_stacked_on_any_axis(axis, heads):
+  """Even where the number of heads is a head's size."""
+  scanned = nn.scan(
+    Block, variable_axes={"params": axis}, split_rngs={"params": True}, length=3
+  )
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return scanned(name="layers")(x, None)[0]
+
+  plain = read(shapes_of(Block(), (2, 5, 4), ()))
+  params = shapes_of(Model(), (2, 5, 4))
+  readings = read(params)
+  assert len(readings) == len(plain)
+  for path, alone in plain.items():
+    reading = readings[f"layers/{path}"]
+    if reading.layer.estimator == "rms":
+      continue
+    shape = list(reading.shape)
+    (stack,) = reading.layer.stack_axes
+    assert shape.pop(stack) == 3
+    assert stack == axis % len(reading.shape)
+    assert tuple(shape) == alone.shape
+    kept = [a for a in range(len(reading.shape)) if a != stack]
+    assert reading.layer.block_axes == tuple(kept[a] for a in alone.layer.block_axes)
+    assert (reading.bias_path is None) == (alone.bias_path is None)
+    if reading.bias_path is not None:
+      bias = [kept[a] for a in alone.bias_axes]
+      bias.insert(axis if axis >= 0 else len(bias), stack)
+      assert reading.bias_axes == tuple(bias)
+
+
+@pytest.mark.parametrize("sizes", [(512, 12, 2048), (6, 6, 6)])
+def test_the_bias_of_a_stack_on_the_second_axis(sizes):
+  """It is ``(out, layers)``, also where sizes alone cannot tell."""
+  inputs, layers, outputs = sizes
+  norm = {"scale": jax.ShapeDtypeStruct((inputs, layers), "float32")}
+  kernel = jax.ShapeDtypeStruct((inputs, layers, outputs), "float32")
+  bias = jax.ShapeDtypeStruct((outputs, layers), "float32")
+  params = {"Dense_0": {"kernel": kernel, "bias": bias}, "LayerNorm_0": norm}
+  reading = read({"layers": params})["layers/Dense_0/kernel"]
+  if inputs != layers:  # else the first axis is as likely, and chosen
+    assert describe(reading) == ("auto", (0,), (1,), True)
+    assert reading.bias_axes == (2, 1)
+    assert (reading.blocks, reading.block_size) == (layers * outputs, inputs + 1)

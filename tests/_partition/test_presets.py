@@ -34,14 +34,14 @@ def test_haiku():
   params = hk.transform(haiku_model).init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
   readings = {r.path: r for r in mbf_optax.haiku_partition()(params)}
   expected = {
-    "conv/w": ("full", (0, 1), 0, False),
-    "conv/b": ("inverse", (), 0, False),
-    "norm/scale": ("rms", (), 0, False),
-    "pointwise/w": ("full", (0, 1, 2), 0, True),
-    "dense/w": ("shared", (0,), 0, True),
-    "embed/embeddings": ("rms", (), 0, False),
-    "gru/w_h": ("full", (0,), 0, False),
-    "gru/b": ("rms", (), 0, False),
+    "conv/w": ("full", (0, 1), (), False),
+    "conv/b": ("inverse", (), (), False),
+    "norm/scale": ("rms", (), (), False),
+    "pointwise/w": ("auto", (0, 1, 2), (), True),
+    "dense/w": ("auto", (0,), (), True),
+    "embed/embeddings": ("rms", (), (), False),
+    "gru/w_h": ("auto", (0,), (), False),
+    "gru/b": ("rms", (), (), False),
   }
   assert {path: describe(readings[path]) for path in expected} == expected
 
@@ -69,15 +69,15 @@ def test_equinox():
   params = eqx.filter(EquinoxModel(jax.random.key(0)), eqx.is_inexact_array)
   readings = {r.path: r for r in mbf_optax.equinox_partition()(params)}
   expected = {
-    "conv/weight": ("full", (2, 3), 0, False),
-    "conv/bias": ("inverse", (), 0, False),
-    "pointwise/weight": ("full", (1, 2, 3), 0, True),
-    "layers/0/weight": ("full", (1,), 0, True),
-    "layers/1/weight": ("full", (1,), 0, False),
-    "norm/weight": ("rms", (), 0, False),
-    "norm/bias": ("rms", (), 0, False),
-    "embedding/weight": ("rms", (), 0, False),
-    "stacked/weight": ("full", (2,), 1, True),
+    "conv/weight": ("full", (2, 3), (), False),
+    "conv/bias": ("inverse", (), (), False),
+    "pointwise/weight": ("auto", (1, 2, 3), (), True),
+    "layers/0/weight": ("auto", (1,), (), True),
+    "layers/1/weight": ("auto", (1,), (), False),
+    "norm/weight": ("rms", (), (), False),
+    "norm/bias": ("rms", (), (), False),
+    "embedding/weight": ("rms", (), (), False),
+    "stacked/weight": ("auto", (2,), (0,), True),
   }
   assert {path: describe(readings[path]) for path in expected} == expected
 

@@ -1,0 +1,46 @@
+"""What Adam divides by the root of its second moment."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbf_optax._mesh import devices
+from mbf_optax._tree.dtypes import as_float
+
+
+def without_faults(g: jax.Array) -> jax.Array:
+  """Wide, with zeros for elements whose squares would stay in the moments for good."""
+  g = as_float(g)
+  return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
+
+
+def plain(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> Any:
+  """The corrected momentum ``m^``."""
+  del g
+  return corrected(adam.mu, b1, adam.count)
+
+
+def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> Any:
+  """Nesterov's form of it, as ``optax.scale_by_adam`` has it (Dozat, 2016)."""
+  ahead = corrected(adam.mu, b1, adam.count + 1)
+  g_hat = corrected(g, b1, adam.count)
+  return jax.tree.map(
+    lambda m, g: _decay(b1, m) * m + (1 - _decay(b1, m)) * g, ahead, g_hat
+  )
+
+
+def corrected(moment: Any, decay: jax.typing.ArrayLike, count: jax.Array) -> Any:
+  """Moments, widened, divided by ``1 - decay ** count``."""
+
+  def correct(m: jax.Array) -> jax.Array:
+    m, beta = as_float(m), _decay(decay, m)
+    return m / (1 - beta ** count.astype(beta.dtype))
+
+  return jax.tree.map(correct, moment)
+
+
+def _decay(value: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
+  """A decay in the real dtype that belongs to a moment."""
+  return devices.replicated(value, jnp.finfo(as_float(like).dtype).dtype)

@@ -1,0 +1,36 @@
+"""Statistics as matrices to take powers of: trusted as far as they are filled.
+
+``A + lambda I`` with ``A = (1 - alpha) G / (c tau) + alpha I`` and ``tau`` the mean
+diagonal of ``G / c``. The fewer gradient vectors ``G`` is made of, beside its order
+``n``, the closer ``alpha = n / (n + N)`` is to one and the matrix to the identity, as in
+Ledoit and Wolf's estimate of a covariance matrix (2004). A moving average of decay
+``beta`` is worth ``(1 + beta) c / ((1 - beta) (2 - c))`` independent gradients.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mbf_optax._estimators.estimator import Regularizer, Spectrum
+from mbf_optax._mesh import devices
+
+# A matrix without any gradient is divided by this instead of by zero.
+_FLOOR = 1e-30
+
+
+def shrinkage(
+  correction: jax.Array, ema: jax.typing.ArrayLike, damping: jax.typing.ArrayLike
+) -> Regularizer:
+  """How statistics with the bias correction ``c`` are shrunk and damped."""
+
+  def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+    dtype = spectrum.mean_diagonal.dtype
+    beta, level, c = (
+      devices.replicated(value, dtype) for value in (ema, damping, correction)
+    )
+    samples = (1 + beta) * c / ((1 - beta) * (2 - c))
+    n = jnp.asarray(spectrum.order, dtype)
+    alpha = n / (n + spectrum.sharers * samples)
+    # The bias correction cancels: it is in the statistics and in their mean diagonal.
+    return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + level
+
+  return regularize

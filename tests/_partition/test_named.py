@@ -1,0 +1,112 @@
+"""How named partitions choose estimators, and how often they look at a tree."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import mbf_optax
+
+
+def array(*shape, dtype="float32"):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def layer_of(shape, **options):
+  params = {"Conv_0": {"kernel": array(*shape)}}
+  (reading,) = mbf_optax.flax_partition(**options)(params)
+  return reading.layer
+
+
+@pytest.mark.parametrize(
+  ("spatial", "estimator"),
+  [
+    ((3, 3), "full"),
+    ((6, 6), "full"),
+    ((36,), "full"),
+    ((37,), "shared"),
+    ((7, 7), "shared"),
+    ((13, 15), "shared"),
+    ((5, 5, 5), "shared"),
+  ],
+)
+def test_a_convolution_shares_a_matrix_past_36_offsets(spatial, estimator):
+  layer = layer_of((*spatial, 3, 64))
+  assert layer.estimator == estimator
+  assert layer.block_axes == tuple(range(len(spatial)))
+  assert not layer.joins_bias
+
+
+@pytest.mark.parametrize("spatial", [(14, 14), (16, 16), (32, 32), (251,), (1, 1)])
+def test_a_patch_embedding_is_a_dense_layer_over_whole_patches(spatial):
+  params = {"Conv_0": {"kernel": array(*spatial, 3, 768), "bias": array(768)}}
+  (reading,) = mbf_optax.flax_partition()(params)
+  assert reading.layer.estimator == "auto"
+  assert reading.layer.block_axes == tuple(range(len(spatial) + 1))
+  assert reading.bias_path == "Conv_0/bias"
+  assert (reading.blocks, reading.block_size) == (768, 3 * math.prod(spatial) + 1)
+
+
+def test_an_override_reads_a_patch_embedding_as_a_convolution():
+  overrides = [("Conv_0", "conv")]
+  layer = layer_of((14, 14, 3, 768), overrides=overrides)
+  assert (layer.estimator, layer.block_axes) == ("shared", (0, 1))
+
+
+def many(modules):
+  layer = {"kernel": array(4, 4), "bias": array(4)}
+  norm = {"scale": array(4), "bias": array(4)}
+  return {f"block_{i}": {"dense": layer, "norm": norm} for i in range(modules)}
+
+
+def calls(function, *args):
+  """Number of Python and C functions that are called meanwhile."""
+  count = 0
+
+  def profile(frame, event, arg):
+    nonlocal count
+    count += event in ("call", "c_call")
+
+  sys.setprofile(profile)
+  try:
+    function(*args)
+  finally:
+    sys.setprofile(None)
+  return count
+
+
+@pytest.mark.parametrize(
+  "preset",
+  [
+    mbf_optax.flax_partition,
+    mbf_optax.haiku_partition,
+    mbf_optax.equinox_partition,
+  ],
+)
+def test_the_work_is_linear_in_the_number_of_leaves(preset):
+  small, large = many(100), many(400)
+  assert calls(preset(), large) < 4.2 * calls(preset(), small)
+
+
+def test_a_tree_is_read_once():
+  partition = mbf_optax.flax_partition()
+  readings = partition(many(3))
+  assert partition(many(3)) is readings
+  arrays = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), many(3))
+  assert partition(arrays) is readings
+  assert partition(many(4)) != readings
+  halves = jax.tree.map(lambda leaf: array(*leaf.shape, dtype="bfloat16"), many(3))
+  assert partition(halves) == readings
+  assert mbf_optax.flax_partition() == partition  # whatever they have read
+  assert hash(mbf_optax.flax_partition()) == hash(partition)
+
+
+def test_few_trees_are_remembered():
+  partition = mbf_optax.flax_partition()
+  first = partition(many(1))
+  for modules in range(2, 40):
+    partition(many(modules))
+  assert partition(many(1)) == first
+  assert len(partition._seen) < 20
