@@ -20,13 +20,14 @@ def for_mbf(reading: Reading) -> list[Reading]:
 
 
 def for_mbf_adam(reading: Reading) -> list[Reading]:
-  """Matrices on both sides, or Adam's update for layers of few outputs."""
+  """Matrices on both sides, or Adam's update for layers of few outputs or one input."""
   if reading.layer.estimator == "low_rank":
     raise ValueError(
       f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not'
       ' have; use "shared" with a smaller block_limit, or mbf.'
     )
-  if reading.layer.estimator == "auto" and reading.blocks_per_layer < LEAST_OUTPUTS:
+  is_adams = reading.blocks_per_layer < LEAST_OUTPUTS or reading.block_size == 1
+  if reading.layer.estimator == "auto" and is_adams:
     return _single_elements(reading)
   return _chosen(reading, "two_sided")
 

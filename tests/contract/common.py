@@ -60,6 +60,9 @@ HYPERPARAMETERS = {
     "b1": 0.8,
     "b2": 0.99,
     "eps": 1e-7,
+    "eps_root": 1e-9,
+    "exponent": 0.9,
+    "output_exponent": 0.4,
     "curvature_ema": 0.7,
     "weight_decay": 0.01,
     **PERIODS,
@@ -77,7 +80,7 @@ NAMES = list(FACTORIES)
 MOMENTUM = {"mbf_adam": "b1"}  # what the momentum is called, if not that
 
 SHAPES = {
-  "dense": {"kernel": (3, 2), "bias": (2,)},
+  "dense": {"kernel": (3, 5), "bias": (5,)},
   "norm": {"scale": (3,)},
 }
 
@@ -85,6 +88,36 @@ SHAPES = {
 def make(name, **changes):
   """The transformation of that name, with some hyperparameters replaced."""
   return FACTORIES[name](**{**HYPERPARAMETERS[name], **changes})
+
+
+STATES = mbf_optax.MbfState | mbf_optax.MbfAdamState
+
+
+def is_ours(node):
+  return isinstance(node, STATES)
+
+
+def our_states(state):
+  """The states of this library's optimizers within a state."""
+  return list(filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)))
+
+
+def our_state(state):
+  """The only one of them."""
+  (found,) = our_states(state)
+  return found
+
+
+def others(state):
+  """The state with nothing in their place."""
+  return jax.tree.map(lambda n: None if is_ours(n) else n, state, is_leaf=is_ours)
+
+
+def moments(state):
+  """Trees like the parameters that a state of ours holds."""
+  if isinstance(state, mbf_optax.MbfState):
+    return [state.momentum]
+  return [state.adam.mu, state.adam.nu]
 
 
 def is_shape(node):

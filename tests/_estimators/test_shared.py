@@ -1,0 +1,78 @@
+"""One matrix for all blocks of a layer, cut into parts where it is wide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mbf_optax
+from mbf_optax._estimators.shared import Parts
+
+
+@pytest.mark.parametrize(
+  ("n", "limit", "orders", "kept"),
+  [
+    (7, 8, [7], 7),
+    (8, 8, [8], 8),
+    (9, 8, [5, 4], 5),
+    (10, 4, [4, 4, 2], 4),
+    (261, 512, [261], 264),
+    (261, 256, [131, 130], 131),
+  ],
+)
+def test_parts_are_equal_within_the_limit(n, limit, orders, kept):
+  """A wide matrix that is not cut is padded so that it divides over a mesh."""
+  parts = Parts(n, limit)
+  np.testing.assert_array_equal(parts.orders(1), [orders])
+  assert (parts.count, parts.kept) == (len(orders), kept)
+  columns = jnp.arange(2.0 * n).reshape(n, 2)
+  np.testing.assert_array_equal(parts.join(parts.split(columns)), columns)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_rows_to_spare_change_nothing(relative):
+  """Wide matrices are kept with a few rows too many; here in two stacked layers."""
+  stacked = mbf_optax.Layer(
+    block_axes=(1,), estimator="shared", stack_axes=(0,), block_limit=512
+  )
+  partition = mbf_optax.flax_partition(overrides=[("dense", stacked)])
+  shapes = {"kernel": (2, 260, 5), "bias": (2, 5)}
+  rng = np.random.default_rng(0)
+  gradient = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+  gradients = {"dense": jax.tree.map(jnp.asarray, gradient)}
+  tx = mbf_optax.scale_by_mbf(0.1, relative_damping=relative, partition=partition)
+  updates, state = jax.jit(tx.update)(gradients, tx.init(gradients))
+  assert state.curvature["dense/kernel"].inverse.shape == (2, 1, 264, 264)
+  for i in range(2):
+    columns = np.concatenate([gradient["kernel"][i], gradient["bias"][i][None]])
+    matrix = columns @ columns.T.astype(np.float64) / 5
+    damping = 0.1 * np.trace(matrix) / 261 if relative else 0.1
+    expected = np.linalg.solve(matrix + damping * np.eye(261), columns)
+    np.testing.assert_allclose(
+      updates["dense"]["kernel"][i], expected[:-1], rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(
+      updates["dense"]["bias"][i], expected[-1], rtol=1e-3, atol=1e-4
+    )
+    diagonal = np.diagonal(state.curvature["dense/kernel"].inverse[i, 0])
+    assert diagonal[261:].max() < diagonal[:261].max()  # nor the condition number
+
+
+def test_parts_of_a_wide_layer_are_inverted_by_themselves():
+  """Each a layer of its own inputs; the bias goes with the last."""
+  layer = mbf_optax.Layer((0,), "shared", block_limit=4)
+  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
+  rng = np.random.default_rng(1)
+  gradient = {
+    "kernel": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
+    "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
+  }
+  tx = mbf_optax.scale_by_mbf(0.1, partition=partition)
+  updates, _ = tx.update(gradient, tx.init(gradient))
+  columns = np.concatenate([gradient["kernel"], gradient["bias"][None]])
+  for rows in (slice(0, 4), slice(4, 7)):
+    own = columns[rows].astype(np.float64)
+    matrix = own @ own.T / 3 + 0.1 * np.eye(len(own))
+    columns[rows] = np.linalg.solve(matrix, own)
+  np.testing.assert_allclose(updates["kernel"], columns[:-1], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(updates["bias"], columns[-1], rtol=1e-4, atol=1e-5)

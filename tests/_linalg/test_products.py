@@ -1,0 +1,51 @@
+"""Symmetric products, and the parts that a wide matrix is kept in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbf_optax._linalg import products
+
+
+@pytest.mark.parametrize(
+  "shape", [(7, 3), (576, 90), (577, 200), (2, 1200, 400), (1300, 440), (1800, 80)]
+)
+def test_symmetric_product(shape):
+  columns = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  product = np.asarray(products.symmetric_product(jnp.asarray(columns)))
+  np.testing.assert_array_equal(product, np.swapaxes(product, -1, -2))
+  expected = columns @ np.swapaxes(columns, -1, -2)
+  np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_mean_product_divides_by_the_columns_before_it_can_overflow():
+  columns = np.full((2, 3, 40), 1e19, np.float32)
+  product = np.asarray(products.mean_product(jnp.asarray(columns)))
+  np.testing.assert_allclose(product, np.full((2, 3, 3), 1e38), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "parts", "size"), [(7, 1, 8), (7, 3, 3), (6, 2, 3)])
+def test_rows_are_split_and_joined(n, parts, size):
+  columns = np.random.default_rng(0).normal(size=(2, n, 4)).astype(np.float32)
+  split = np.asarray(products.split_rows(jnp.asarray(columns), parts, size))
+  assert split.shape == (2, parts, size, 4)
+  flat = split.reshape(2, parts * size, 4)
+  np.testing.assert_array_equal(flat[:, :n], columns)
+  assert not flat[:, n:].any()
+  np.testing.assert_array_equal(products.join_rows(jnp.asarray(split), n), columns)
+
+
+def test_products_of_parts_with_their_matrices():
+  rng = np.random.default_rng(1)
+  matrices, columns = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=(2, 3, 4, 5))
+  given = products.apply(*(jnp.asarray(x, jnp.float32) for x in (matrices, columns)))
+  np.testing.assert_allclose(given, matrices @ columns, rtol=1e-4, atol=1e-5)
+
+
+def test_products_ask_for_full_precision():
+  """On an accelerator the default would round to bfloat16."""
+  x = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+  for function in (products.symmetric_product, lambda x: products.apply(x, x)):
+    text = jax.jit(function).lower(x).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
