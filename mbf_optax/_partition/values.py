@@ -1,0 +1,66 @@
+"""What is known of a value of the traced computation."""
+
+import enum
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mbf_optax._partition.views import Change, Shape, View
+
+
+class Source(enum.IntEnum):
+  """What a value is computed from; the larger one decides."""
+
+  CONSTANT = 0
+  PARAMETERS = 1
+  DATA = 2
+
+
+class Value(NamedTuple):
+  """What is known of a value.
+
+  Attributes:
+    source: what it is computed from. Constants may be data that the loss closes over.
+    views: the parameters that it is, up to layout and scale.
+    outputs: the parameters whose products were summed to make it.
+    scalar: whether all its elements are one number.
+    indicator: whether it says where two integers are equal, as a one-hot code does.
+  """
+
+  source: Source = Source.CONSTANT
+  views: tuple[View, ...] = ()
+  outputs: tuple[View, ...] = ()
+  scalar: bool = False
+  indicator: bool = False
+
+  @property
+  def is_data(self) -> bool:
+    return self.source is Source.DATA
+
+  @property
+  def is_mixed(self) -> bool:
+    """Whether data were added to a parameter, or multiplied with it."""
+    return any(view.events for view in self.views)
+
+  def changed(self, change: Change) -> "Value":
+    """The value in another layout."""
+    views, outputs = (
+      tuple(new for view in old if (new := change(view)) is not None)
+      for old in (self.views, self.outputs)
+    )
+    return self._replace(views=views, outputs=outputs)
+
+
+def constant(shape: Shape) -> Value:
+  """A literal or a captured array."""
+  return Value(scalar=math.prod(shape) == 1)
+
+
+def computed(source: Source, shape: Shape) -> Value:
+  """A value that is followed no further."""
+  return Value(source, scalar=math.prod(shape) == 1)
+
+
+def source_of(values: Iterable[Value]) -> Source:
+  """That of something computed from all of them."""
+  return max((value.source for value in values), default=Source.CONSTANT)
