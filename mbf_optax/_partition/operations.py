@@ -7,7 +7,7 @@ from typing import Any
 from mbf_optax._partition import views
 from mbf_optax._partition.uses import Use, in_convolution, in_product
 from mbf_optax._partition.values import Source, Value, computed, source_of
-from mbf_optax._partition.views import UNKNOWN, Span, View, fresh
+from mbf_optax._partition.views import UNKNOWN, View, fresh
 
 Rule = Callable[[Any, Any, list[Value]], list[Value]]
 """From a walk, an equation and its operands to its outputs."""
@@ -173,13 +173,14 @@ _ELEMENTWISE = {
 def _elementwise(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   """Arithmetic of one element with those at its place."""
   name, source = equation.primitive.name, source_of(values)
+  values = _broadcast_all(equation, values)
   if not any(value.views for value in values):
     return [
       Value(
         source,
         outputs=_summed(name, values),
         scalar=all(value.scalar for value in values),
-        indicator=name == "eq",
+        indicator=name == "eq" and source is Source.DATA,
       )
     ]
   kept: list[View] = []
@@ -189,6 +190,21 @@ def _elementwise(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
       kept += _beside(walk, equation, view, others)
   outputs = _outputs(values) if name in _SUMS else ()
   return [Value(source, tuple(kept), outputs)]
+
+
+def _broadcast_all(equation: Any, values: Sequence[Value]) -> list[Value]:
+  """Operands whose axes of one element are repeated over those of the others."""
+  shape = _shape(equation.outvars[0])
+  spread = []
+  for atom, value in zip(equation.invars, values, strict=True):
+    old = _shape(atom)
+    if old != shape and len(old) == len(shape):
+      change = functools.partial(
+        views.broadcast, old=old, new=shape, dimensions=range(len(old))
+      )
+      value = value.changed(change)
+    spread.append(value)
+  return spread
 
 
 def _summed(name: str, values: Sequence[Value]) -> tuple[View, ...]:
@@ -207,10 +223,8 @@ def _beside(
 ) -> tuple[View, ...]:
   """What is followed of a parameter that meets others at its place."""
   name = equation.primitive.name
-  if name in _SUMS and not view.events:
-    outputs = _outputs(others)
-    if not walk.reverse and walk.record.add_bias(view, outputs, next(walk.counter)):
-      return ()
+  if name in _SUMS and walk.is_bias(view, _outputs(others)):
+    return ()
   meets = [value for value in others if value.is_data and not value.scalar]
   if not meets:
     return (view,)

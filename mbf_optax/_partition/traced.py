@@ -146,8 +146,8 @@ def traced_partition(
   for path, leaf in leaves.items():
     if not hasattr(leaf, "shape"):
       raise ValueError(
-        f"mbf_optax.traced_partition: the parameter {path!r} is {leaf!r}, no array; give"
-        " the arrays alone, eqx.filter(model, eqx.is_inexact_array) say."
+        f"mbf_optax.traced_partition: the parameter {path!r} is {leaf!r}, no array;"
+        " give the arrays alone, eqx.filter(model, eqx.is_inexact_array) say."
       )
   choices.check_matches(leaves)
   planner = Planner.of(leaves, _uses(loss, params, args, leaves), choices)

@@ -98,6 +98,7 @@ class Recorder:
       axes = shared_axes(output, bias)
       if axes is not None and output.path != bias.path:
         pairs = tuple(sorted(axes.items()))
+        self.withdrawn.update(bias.events)
         self.additions.append(Addition(bias.path, output.path, pairs, step))
         return True
     return False

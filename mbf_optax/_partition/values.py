@@ -3,7 +3,9 @@
 import enum
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from mbf_optax._partition.views import Change, Shape, View
 
@@ -51,9 +53,11 @@ class Value(NamedTuple):
     return self._replace(views=views, outputs=outputs)
 
 
-def constant(shape: Shape) -> Value:
-  """A literal or a captured array."""
-  return Value(scalar=math.prod(shape) == 1)
+def captured(aval: Any) -> Value:
+  """A literal, or an array that the loss closes over: integers are labels or tokens."""
+  scalar = math.prod(aval.shape) == 1
+  is_data = not scalar and jnp.issubdtype(aval.dtype, jnp.integer)
+  return Value(Source.DATA if is_data else Source.CONSTANT, scalar=scalar)
 
 
 def computed(source: Source, shape: Shape) -> Value:

@@ -26,12 +26,14 @@ class Atom(NamedTuple):
     size: number of elements that are left of it.
     start: where they start, once it is sliced.
     cut: whether it was sliced down to one element.
+    stride: how many elements along the axis one step is.
   """
 
   axis: int
   size: int
   start: int = 0
   cut: bool = False
+  stride: int = 1
 
 
 class Span(NamedTuple):
@@ -152,7 +154,7 @@ def reshape(view: View, old: Shape, new: Shape) -> View | None:
     if divided is None:
       return None
     for axis, part in zip(after, divided, strict=True):
-      axes[axis] = Span(tuple(part))
+      axes[axis] = Span(_merged(part))
   return view._replace(axes=tuple(axes))
 
 
@@ -182,13 +184,30 @@ def _divide(atoms: list[Atom], sizes: Sequence[int]) -> list[list[Atom]] | None:
       if need % atom.size and atom.size % need:
         return None
       if atom.size > need:
-        atoms.insert(0, atom._replace(size=atom.size // need))
-        atom = atom._replace(size=need)
+        rest = atom.size // need
+        atoms.insert(0, atom._replace(size=rest, start=0))
+        atom = atom._replace(size=need, stride=atom.stride * rest)
       group.append(atom)
     if math.prod(atom.size for atom in group) != size:
       return None
     groups.append(group)
   return groups
+
+
+def _merged(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
+  """The atoms, with the factors of an axis multiplied where they are in its order."""
+  merged: list[Atom] = []
+  for atom in atoms:
+    last = merged[-1] if merged else None
+    in_order = last is not None and (
+      (last.axis, last.start, last.stride)
+      == (atom.axis, atom.start, atom.stride * atom.size)
+    )
+    if in_order:
+      merged[-1] = last._replace(size=last.size * atom.size, stride=atom.stride)
+    else:
+      merged.append(atom)
+  return tuple(merged)
 
 
 def cut(view: View, axis: int, start: int, size: int) -> View | None:
@@ -225,7 +244,7 @@ def _cut_atoms(span: Span, start: int, size: int) -> Span | None:
   if start != UNKNOWN and first.start != UNKNOWN:
     begin = first.start + start // inner
   is_cut = first.cut or (entries == 1 and first.size > 1)
-  return Span((Atom(first.axis, entries, begin, is_cut), *rest))
+  return Span((first._replace(size=entries, start=begin, cut=is_cut), *rest))
 
 
 def slices(

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from mbf_optax._partition import control, operations
 from mbf_optax._partition.uses import Record, Recorder, Use
-from mbf_optax._partition.values import Value, constant
+from mbf_optax._partition.values import Value, captured
 from mbf_optax._partition.views import View
 
 _REVERSE = "transpose("  # in the name stack of equations that autodiff has reversed
@@ -34,7 +34,7 @@ class Walk:
   def closed(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
     """The outputs of a jaxpr, closed or not."""
     if isinstance(jaxpr, core.ClosedJaxpr):
-      constants = [constant(var.aval.shape) for var in jaxpr.jaxpr.constvars]
+      constants = [captured(var.aval) for var in jaxpr.jaxpr.constvars]
       return self.follow(jaxpr.jaxpr, constants, inputs)
     return self.follow(jaxpr, [], inputs)
 
@@ -47,9 +47,7 @@ class Walk:
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def look_up(atom: Any) -> Value:
-      return (
-        constant(atom.aval.shape) if isinstance(atom, core.Literal) else known[atom]
-      )
+      return captured(atom.aval) if isinstance(atom, core.Literal) else known[atom]
 
     for equation in jaxpr.eqns:
       values = [look_up(atom) for atom in equation.invars]
@@ -84,6 +82,12 @@ class Walk:
       record = Record(view.path, use, describe(equation), with_data)
       self.record.uses[number] = record
     return number
+
+  def is_bias(self, view: View, outputs: Sequence[View]) -> bool:
+    """Whether a parameter is a bias of one of the products; records it if so."""
+    if self.reverse:
+      return False
+    return self.record.add_bias(view, outputs, next(self.counter))
 
   def lose(self, view: View, equation: core.JaxprEqn) -> None:
     """Records that a parameter is not followed through an equation."""
