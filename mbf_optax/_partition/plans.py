@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, bias_order
+from mbf_optax._partition.layer import Bias, Layer, Reading, bias_order
 from mbf_optax._partition.overrides import ESTIMATORS, Choices
 from mbf_optax._partition.uses import Addition, Record, Recorder, Use
 from mbf_optax._tree.paths import Leaves
@@ -122,12 +122,13 @@ class Planner:
       axes = use.spatial
     elif use.kind != "upsampling":
       axes = tuple(sorted(use.inputs + use.spatial))
-    estimator: Estimator = self.choices.dense
+    estimator = self.choices.dense
     if per_kernel:
       offsets = math.prod(plan.shape[axis] for axis in axes)
       estimator = "full" if offsets <= _FULL_OFFSETS else "shared"
-    if asked in ESTIMATORS:
-      estimator = asked
+    for named in ESTIMATORS:
+      if asked == named:
+        estimator = named
     return self.choices.layer(axes, estimator, use.stack, not per_kernel)
 
   def _bias(self, plan: Plan) -> Bias | None:

@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -68,3 +68,27 @@ def computed(source: Source, shape: Shape) -> Value:
 def source_of(values: Iterable[Value]) -> Source:
   """That of something computed from all of them."""
   return max((value.source for value in values), default=Source.CONSTANT)
+
+
+Rule = Callable[[Any, Any, list[Value]], list[Value]]
+"""From a walk, an equation and its operands to its outputs."""
+
+
+def shape_of(atom: Any) -> Shape:
+  """Shape of a variable or a literal of a jaxpr."""
+  return tuple(atom.aval.shape)
+
+
+def shapes_of(equation: Any) -> tuple[Shape, Shape]:
+  """Shapes of an equation's first operand and first output."""
+  return shape_of(equation.invars[0]), shape_of(equation.outvars[0])
+
+
+def views_of(values: Sequence[Value]) -> tuple[View, ...]:
+  """All views of the values."""
+  return tuple(view for value in values for view in value.views)
+
+
+def outputs_of(values: Sequence[Value]) -> tuple[View, ...]:
+  """The products that the values are sums of, each once."""
+  return tuple(dict.fromkeys(view for value in values for view in value.outputs))

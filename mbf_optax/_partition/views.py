@@ -5,7 +5,6 @@ of several that were concatenated) has a :class:`View` of it. So has the output 
 product, of the array that it was multiplied with: a bias is found by it.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -198,21 +197,17 @@ def _merged(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
   """The atoms, with the factors of an axis multiplied where they are in its order."""
   merged: list[Atom] = []
   for atom in atoms:
-    last = merged[-1] if merged else None
-    in_order = last is not None and (
-      (last.axis, last.start, last.stride)
-      == (atom.axis, atom.start, atom.stride * atom.size)
-    )
-    if in_order:
-      merged[-1] = last._replace(size=last.size * atom.size, stride=atom.stride)
-    else:
-      merged.append(atom)
+    following = (atom.axis, atom.start, atom.stride * atom.size)
+    if merged and (merged[-1].axis, merged[-1].start, merged[-1].stride) == following:
+      atom = atom._replace(size=merged.pop().size * atom.size)
+    merged.append(atom)
   return tuple(merged)
 
 
 def cut(view: View, axis: int, start: int, size: int) -> View | None:
   """A slice of one axis; ``start`` may be ``UNKNOWN``."""
   span = view.axes[axis]
+  kept: Span | None
   if not span.real:
     kept = fresh(size)
   elif start == UNKNOWN:
@@ -279,22 +274,22 @@ def shared_axes(output: View, bias: View) -> dict[int, int] | None:
     ``None`` unless the bias has one element for every output: all of the output's
     axes, each axis of the bias one of the weight, broadcast over the rest.
   """
-  pairs = [(output.stacked, bias.stacked)]
+  sides = [(output.stacked, bias.stacked)]
   for ours, theirs in zip(output.axes, bias.axes, strict=True):
-    left, right = ([a for a in s.real if a.size != 1] for s in (ours, theirs))
+    left, right = _many(ours), _many(theirs)
     if left and right and ours.offset != theirs.offset:
       return None
-    pairs.append((tuple(left), tuple(right)))
+    sides.append((left, right))
   found: dict[int, int] = {}
-  for left, right in pairs:
-    if [a[1:] for a in left] != [a[1:] for a in right]:
+  for left, right in sides:
+    if [atom[1:] for atom in left] != [atom[1:] for atom in right]:
       return None
-    for ours, theirs in zip(left, right, strict=True):
-      if found.setdefault(theirs.axis, ours.axis) != ours.axis:
+    for of_weight, of_bias in zip(left, right, strict=True):
+      if found.setdefault(of_bias.axis, of_weight.axis) != of_weight.axis:
         return None
   return found if len(set(found.values())) == len(found) else None
 
 
-def real_atoms(view: View) -> Iterator[Atom]:
-  """All atoms of the parameter that the view shows."""
-  return itertools.chain.from_iterable(span.real for span in view.axes)
+def _many(span: Span) -> tuple[Atom, ...]:
+  """The parameter's atoms of more than one element."""
+  return tuple(atom for atom in span.real if atom.size != 1)

@@ -8,11 +8,12 @@ from typing import Any
 
 from jax.extend import core
 
-from mbf_optax._partition import control, operations
+from mbf_optax._partition import arithmetic, control, layouts, products
 from mbf_optax._partition.uses import Record, Recorder, Use
-from mbf_optax._partition.values import Value, captured
+from mbf_optax._partition.values import Value, captured, shape_of
 from mbf_optax._partition.views import View
 
+_RULES = layouts.RULES | arithmetic.RULES | products.RULES | control.RULES
 _REVERSE = "transpose("  # in the name stack of equations that autodiff has reversed
 
 
@@ -58,7 +59,7 @@ class Walk:
     outer = self.reverse
     self.reverse = outer or _REVERSE in str(equation.source_info.name_stack)
     name = equation.primitive.name
-    rule = control.RULES.get(name) or operations.RULES.get(name) or control.nested
+    rule = _RULES.get(name, control.nested)
     try:
       outputs = rule(self, equation, values)
     except _FAULTS as error:
@@ -71,7 +72,7 @@ class Walk:
     finally:
       self.reverse = outer
     return [
-      value._replace(scalar=value.scalar or math.prod(var.aval.shape) == 1)
+      value._replace(scalar=value.scalar or math.prod(shape_of(var)) == 1)
       for var, value in zip(equation.outvars, outputs, strict=True)
     ]
 
@@ -100,5 +101,5 @@ _FAULTS = (KeyError, IndexError, AttributeError, TypeError, NotImplementedError)
 
 def describe(equation: core.JaxprEqn) -> str:
   """``"dot_general of (2, 4) and (4, 3)"``."""
-  shapes = [str(tuple(atom.aval.shape)) for atom in equation.invars]
+  shapes = [str(shape_of(atom)) for atom in equation.invars]
   return f"{equation.primitive.name} of {' and '.join(shapes)}"
