@@ -10,6 +10,7 @@ from mbf_optax._partition.values import (
   Rule,
   Source,
   Value,
+  origins_of,
   outputs_of,
   shape_of,
   source_of,
@@ -40,6 +41,7 @@ def _elementwise(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
       Value(
         source,
         outputs=_summed(name, values),
+        origins=origins_of(values),
         scalar=all(value.scalar for value in values),
         indicator=name == "eq" and source is Source.DATA,
       )
@@ -50,7 +52,7 @@ def _elementwise(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
     for view in value.views:
       kept += _beside(walk, equation, view, others)
   outputs = outputs_of(values) if name in _SUMS else ()
-  return [Value(source, tuple(kept), outputs)]
+  return [Value(source, tuple(kept), outputs, origins_of(values))]
 
 
 def _broadcast_all(equation: Any, values: Sequence[Value]) -> list[Value]:

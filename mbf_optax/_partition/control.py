@@ -39,7 +39,7 @@ def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   constants, carried = equation.params["num_consts"], equation.params["num_carry"]
   fixed, carry = values[:constants], values[constants : constants + carried]
   scanned = [
-    value.changed(views.take_leading)._replace(outputs=())
+    value.changed(views.take_leading)._replace(outputs=(), origins=())
     for value in values[constants + carried :]
   ]
 
@@ -47,7 +47,9 @@ def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
     return walk.closed(equation.params["jaxpr"], [*fixed, *inside, *scanned])
 
   outputs = _loop(walk, body, carry)
-  stacked = [value._replace(views=(), outputs=()) for value in outputs[carried:]]
+  stacked = [
+    value._replace(views=(), outputs=(), origins=()) for value in outputs[carried:]
+  ]
   return outputs[:carried] + stacked
 
 
@@ -72,7 +74,7 @@ def _loop(walk: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
   it; anything else that is carried is data.
   """
   carry = [
-    value._replace(outputs=(), scalar=False)
+    value._replace(outputs=(), origins=(), scalar=False)
     if value.views
     else Value(Source.DATA, scalar=value.scalar)
     for value in carry
@@ -118,6 +120,7 @@ def _agreed(outputs: Sequence[Value]) -> Value:
     source_of(outputs),
     tuple(v for v in first.views if all(v in other.views for other in rest)),
     tuple(v for v in first.outputs if all(v in other.outputs for other in rest)),
+    tuple(v for v in first.origins if all(v in other.origins for other in rest)),
     scalar=all(value.scalar for value in outputs),
     indicator=all(value.indicator for value in outputs),
   )

@@ -11,6 +11,7 @@ from mbf_optax._partition.values import (
   Source,
   Value,
   computed,
+  origins_of,
   outputs_of,
   shape_of,
   shapes_of,
@@ -101,7 +102,7 @@ def _concatenate(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   if source is Source.DATA:
     for view in views_of(values):
       walk.use(view, Use("elementwise"), equation, True)
-    return [Value(source, (), outputs_of(parts))]
+    return [Value(source, (), outputs_of(parts), origins_of(parts))]
   return [Value(source, views_of(parts), outputs_of(parts))]
 
 

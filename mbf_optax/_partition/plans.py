@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Planner:
     uses: of every parameter, one for each way.
     additions: the one product that a bias is added to, by its path.
     first_bias: of a weight, by its path.
+    stacks: axes that stack layers though the products with them do not say so.
     lost: an equation through which a parameter was not followed.
   """
 
@@ -53,6 +54,7 @@ class Planner:
   uses: Mapping[str, list[Record]]
   additions: Mapping[str, Addition]
   first_bias: Mapping[str, str]
+  stacks: Set[tuple[str, int]]
   lost: Mapping[str, str]
 
   @classmethod
@@ -63,7 +65,7 @@ class Planner:
     first: dict[str, str] = {}
     for path, addition in sorted(additions.items(), key=lambda item: item[1].step):
       first.setdefault(addition.weight, path)
-    return cls(leaves, choices, uses, additions, first, record.lost)
+    return cls(leaves, choices, uses, additions, first, record.stacks, record.lost)
 
   def plan(self, path: str) -> Plan:
     """How the parameter at ``path`` is read.
@@ -129,7 +131,9 @@ class Planner:
     for named in ESTIMATORS:
       if asked == named:
         estimator = named
-    return self.choices.layer(axes, estimator, use.stack, not per_kernel)
+    alike = {axis for path, axis in self.stacks if path == plan.path}
+    stack = tuple(sorted(alike - {*use.inputs, *use.spatial} | {*use.stack}))
+    return self.choices.layer(axes, estimator, stack, not per_kernel)
 
   def _bias(self, plan: Plan) -> Bias | None:
     """What may join the blocks: real, and with no override of its own."""

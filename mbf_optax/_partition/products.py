@@ -1,43 +1,74 @@
 """Products and convolutions with parameters."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from mbf_optax._partition.uses import Use, in_convolution, in_product
+from mbf_optax._partition.uses import Use, ensemble, in_convolution, in_product
 from mbf_optax._partition.values import Rule, Source, Value, shape_of
-from mbf_optax._partition.views import View, fresh
+from mbf_optax._partition.views import Span, View, fresh
+
+
+class _Numbers(NamedTuple):
+  """What the axes of a product's two operands are.
+
+  Attributes:
+    contracted: axes that are summed over.
+    batch: axes that are in both operands and in the output.
+    groups: axes of the weight for the groups of the other operand's rows, as experts.
+  """
+
+  contracted: tuple[Sequence[int], Sequence[int]]
+  batch: tuple[Sequence[int], Sequence[int]]
+  groups: tuple[Sequence[int], Sequence[int]]
+
+  def stacked(self, side: int) -> tuple[int, ...]:
+    """Axes of an operand that stack independent layers."""
+    return (*self.batch[side], *self.groups[side])
+
+  def use(self, view: View, side: int) -> Use:
+    return in_product(view, self.contracted[side], self.stacked(side))
 
 
 def _dot_general(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
-  return _product(walk, equation, values, equation.params["dimension_numbers"], ())
+  contracted, batch = equation.params["dimension_numbers"]
+  return _product(walk, equation, values, _Numbers(contracted, batch, ((), ())))
 
 
 def _ragged_dot_general(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
-  numbers = equation.params["ragged_dot_dimension_numbers"]
-  groups = tuple(numbers.rhs_group_dimensions)
-  return _product(walk, equation, values[:2], numbers.dot_dimension_numbers, groups)
+  ragged = equation.params["ragged_dot_dimension_numbers"]
+  contracted, batch = ragged.dot_dimension_numbers
+  groups = ((), ragged.rhs_group_dimensions)
+  return _product(walk, equation, values[:2], _Numbers(contracted, batch, groups))
 
 
 def _product(
-  walk: Any,
-  equation: Any,
-  values: list[Value],
-  numbers: Any,
-  groups: tuple[int, ...],
+  walk: Any, equation: Any, values: list[Value], numbers: _Numbers
 ) -> list[Value]:
-  """A product; ``groups`` are axes of the second operand that stack layers as well."""
-  contracted, batch = numbers
   made: list[View] = []
   step = next(walk.counter)
   for side in (0, 1):
-    stacked = (*batch[side], *(groups if side else ()))
-    other = values[1 - side]
-    for view in values[side].views:
-      use = in_product(view, contracted[side], stacked)
-      if _is_weight(walk, equation, view, use, values[side], other):
-        made.append(_output(equation, view, side, contracted, batch, groups, step))
+    value, other = values[side], values[1 - side]
+    for view in value.views:
+      use = numbers.use(view, side)
+      if _is_weight(walk, equation, view, use, value, other):
+        made.append(_output(equation, view, side, numbers, step))
+        for ours, theirs in zip(*_ordered(numbers.batch, side), strict=True):
+          walk.record.stack_alike(view.axes[ours], theirs, other.origins)
   alone = all(value.views and not value.is_data for value in values)
   source = Source.PARAMETERS if alone else Source.DATA
-  return [Value(source, outputs=tuple(made))]
+  return [Value(source, outputs=tuple(made), origins=_origins(made))]
+
+
+def _ordered(
+  pair: tuple[Sequence[int], Sequence[int]], side: int
+) -> tuple[Sequence[int], Sequence[int]]:
+  """A pair with that of the given operand first."""
+  return pair[side], pair[1 - side]
+
+
+def _origins(made: Sequence[View]) -> tuple[View, ...]:
+  """Views that may show layers of an ensemble: of several axes of outputs."""
+  return tuple(v for v in made if sum(len(span.real) for span in v.axes) > 1)
 
 
 def _is_weight(
@@ -59,19 +90,11 @@ def _is_weight(
   return use.kind != "elementwise"
 
 
-def _output(
-  equation: Any,
-  view: View,
-  side: int,
-  contracted: Any,
-  batch: Any,
-  groups: tuple[int, ...],
-  step: int,
-) -> View:
+def _output(equation: Any, view: View, side: int, numbers: _Numbers, step: int) -> View:
   """The weight's view of what a product with it makes: batch, left and right axes."""
-  axes = [view.axes[axis] for axis in batch[side]]
+  axes = [view.axes[axis] for axis in numbers.batch[side]]
   for operand in (0, 1):
-    used = {*contracted[operand], *batch[operand], *(groups if operand else ())}
+    used = {*numbers.contracted[operand], *numbers.stacked(operand)}
     for axis, size in enumerate(shape_of(equation.invars[operand])):
       if axis not in used:
         axes.append(view.axes[axis] if operand == side else fresh(size))
@@ -88,9 +111,14 @@ def _convolution(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
     axes = [fresh(size) for size in shape_of(equation.outvars[0])]
     axes[numbers.out_spec[1]] = view.axes[numbers.rhs_spec[0]]
     made.append(View(view.path, tuple(axes), view.stacked, step))
+    outputs, features = view.axes[numbers.rhs_spec[0]], numbers.lhs_spec[1]
+    stack = ensemble(outputs.real, equation.params["feature_group_count"])
+    if stack:
+      first = Span(outputs.real[:1])
+      walk.record.stack_alike(first, features, values[0].origins)
   for view in values[0].views:
     walk.lose(view, equation)
-  return [Value(Source.DATA, outputs=tuple(made))]
+  return [Value(Source.DATA, outputs=tuple(made), origins=_origins(made))]
 
 
 RULES: dict[str, Rule] = {

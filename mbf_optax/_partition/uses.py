@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from mbf_optax._partition.views import NEW, Atom, Shape, View, shared_axes
+from mbf_optax._partition.views import NEW, Atom, Shape, Span, View, shared_axes
 
 Role = Literal["contracted", "stacked", "counted", "spatial"]
 Kind = Literal[
@@ -77,12 +77,15 @@ class Recorder:
     uses: by a number that views refer to.
     withdrawn: numbers of uses that turned out to make a weight.
     additions: of biases.
+    stacks: axes of parameters that stack layers, since the layers after them are
+      stacked along these outputs: an ensemble whose first layers share their input.
     lost: for parameters, an equation through which they could not be followed.
   """
 
   uses: dict[int, Record] = dataclasses.field(default_factory=dict)
   withdrawn: set[int] = dataclasses.field(default_factory=set)
   additions: list[Addition] = dataclasses.field(default_factory=list)
+  stacks: set[tuple[str, int]] = dataclasses.field(default_factory=set)
   lost: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def merge(self, other: "Recorder") -> None:
@@ -90,7 +93,23 @@ class Recorder:
     self.uses |= other.uses
     self.withdrawn |= other.withdrawn
     self.additions += other.additions
+    self.stacks |= other.stacks
     self.lost = other.lost | self.lost
+
+  def stack_alike(self, span: Span, axis: int, origins: Iterable[View]) -> None:
+    """Records that weights stack layers where what they made meets stacked weights.
+
+    Args:
+      span: what stacks the layers of a weight.
+      axis: the axis of the other operand that meets it.
+      origins: views of that operand.
+    """
+    if not span.real:
+      return
+    for origin in origins:
+      atoms = origin.axes[axis].real
+      if atoms and atoms[0][1:] == span.real[0][1:] and atoms[0].stride == 1:
+        self.stacks.add((origin.path, atoms[0].axis))
 
   def add_bias(self, bias: View, outputs: Iterable[View], step: int) -> bool:
     """Whether an addition is that of a bias, to the latest product that fits it."""

@@ -25,6 +25,7 @@ class Value(NamedTuple):
     source: what it is computed from. Constants may be data that the loss closes over.
     views: the parameters that it is, up to layout and scale.
     outputs: the parameters whose products were summed to make it.
+    origins: the parameters whose products it is computed from, element by element.
     scalar: whether all its elements are one number.
     indicator: whether it says where two integers are equal, as a one-hot code does.
   """
@@ -32,6 +33,7 @@ class Value(NamedTuple):
   source: Source = Source.CONSTANT
   views: tuple[View, ...] = ()
   outputs: tuple[View, ...] = ()
+  origins: tuple[View, ...] = ()
   scalar: bool = False
   indicator: bool = False
 
@@ -46,11 +48,11 @@ class Value(NamedTuple):
 
   def changed(self, change: Change) -> "Value":
     """The value in another layout."""
-    views, outputs = (
+    views, outputs, origins = (
       tuple(new for view in old if (new := change(view)) is not None)
-      for old in (self.views, self.outputs)
+      for old in (self.views, self.outputs, self.origins)
     )
-    return self._replace(views=views, outputs=outputs)
+    return self._replace(views=views, outputs=outputs, origins=origins)
 
 
 def captured(aval: Any) -> Value:
@@ -92,3 +94,8 @@ def views_of(values: Sequence[Value]) -> tuple[View, ...]:
 def outputs_of(values: Sequence[Value]) -> tuple[View, ...]:
   """The products that the values are sums of, each once."""
   return tuple(dict.fromkeys(view for value in values for view in value.outputs))
+
+
+def origins_of(values: Sequence[Value]) -> tuple[View, ...]:
+  """The products that the values are computed from, each once."""
+  return tuple(dict.fromkeys(view for value in values for view in value.origins))

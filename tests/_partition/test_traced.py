@@ -246,6 +246,47 @@ def test_an_ensemble():
   }
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_ensemble_of_deep_networks(shared):
+  """The first layer of networks that see the same inputs stacks layers as well."""
+  network = jax.vmap(layers, in_axes=(0, None if shared else 0))
+  shapes = [(4, 8), (8, 6), (6, 2)]
+  params = [(array(5, *shape), array(5, shape[1])) for shape in shapes]
+  x = X if shared else array(5, 3, 4)
+  assert read(mean(network), params, x) == {
+    f"{i}/0": dense((1,), (0,), f"{i}/1", (0, 2)) for i in range(3)
+  }
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_ensemble_of_deep_convolutions(shared):
+  def network(p, x):
+    return convolution(p["last"], jax.nn.relu(convolution(p["first"], x)))
+
+  params = {
+    "first": {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)},
+    "last": {"k": array(5, 3, 3, 6, 2), "b": array(5, 2)},
+  }
+  x = array(2, 8, 8, 4) if shared else array(5, 2, 8, 8, 4)
+  network = jax.vmap(network, in_axes=(0, None if shared else 0))
+  assert read(mean(network), params, x) == {
+    "first/k": kernel((1, 2), (0,)),
+    "first/b": alone((0,)),
+    "last/k": kernel((1, 2), (0,)),
+    "last/b": alone((0,)),
+  }
+
+
+def test_every_expert_on_every_token():
+  def model(p, x):
+    hidden = jax.nn.relu(jnp.einsum("td,edf->tef", x, p["up"]))
+    return jnp.einsum("tef,efd->ted", hidden, p["down"]).mean(1)
+
+  params = {"up": array(5, 4, 8), "down": array(5, 8, 4)}
+  expected = {"up": dense((1,), (0,)), "down": dense((1,), (0,))}
+  assert read(mean(model), params, X) == expected
+
+
 def test_custom_derivatives():
   @jax.custom_vjp
   def product(x, w):
