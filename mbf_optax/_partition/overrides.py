@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
+from mbf_optax._partition.bounds import within_bounds
 from mbf_optax._partition.layer import Layer
 
 Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
@@ -103,20 +104,16 @@ class Choices:
           f" {', '.join(paths)}."
         )
 
-  def layer(
-    self,
-    block_axes: tuple[int, ...],
-    estimator: Dense,
-    stack_axes: tuple[int, ...],
-    joins_bias: bool,
-  ) -> Layer:
-    """A layer of blocks with the rank and the limits that were asked for."""
-    return Layer(
-      block_axes,
-      estimator,
-      stack_axes,
-      joins_bias=joins_bias,
+  def layer(self, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """A layer of blocks of an array, with the rank and the limits asked for.
+
+    A wider limit than the default is taken as it is.
+    """
+    layer = dataclasses.replace(
+      layer,
       rank=self.rank,
       full_limit=self.full_limit,
       block_limit=self.block_limit,
     )
+    is_asked = self.block_limit > Layer.block_limit
+    return layer if is_asked else within_bounds(layer, shape)

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mbf_optax._partition.layer import Bias, Layer, Reading, bias_order
+from mbf_optax._partition.bounds import FULL_BLOCK
+from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, bias_order
 from mbf_optax._partition.overrides import ESTIMATORS, Choices
 from mbf_optax._partition.uses import Addition, Record, Recorder, Use
 from mbf_optax._tree.paths import Leaves
-
-_FULL_OFFSETS = 36  # the largest kernel with a matrix of its own: 40 floats a parameter
 
 
 class Plan(NamedTuple):
@@ -124,16 +123,17 @@ class Planner:
       axes = use.spatial
     elif use.kind != "upsampling":
       axes = tuple(sorted(use.inputs + use.spatial))
-    estimator = self.choices.dense
+    estimator: Estimator = self.choices.dense
     if per_kernel:
       offsets = math.prod(plan.shape[axis] for axis in axes)
-      estimator = "full" if offsets <= _FULL_OFFSETS else "shared"
+      estimator = "full" if offsets <= FULL_BLOCK else "shared"
     for named in ESTIMATORS:
       if asked == named:
         estimator = named
     alike = {axis for path, axis in self.stacks if path == plan.path}
     stack = tuple(sorted(alike - {*use.inputs, *use.spatial} | {*use.stack}))
-    return self.choices.layer(axes, estimator, stack, not per_kernel)
+    layer = Layer(axes, estimator, stack, joins_bias=not per_kernel)
+    return self.choices.layer(layer, plan.shape)
 
   def _bias(self, plan: Plan) -> Bias | None:
     """What may join the blocks: real, and with no override of its own."""

@@ -16,6 +16,8 @@ from mbf_optax._partition.views import of_parameter
 from mbf_optax._partition.walk import Walk
 from mbf_optax._tree import paths as tree
 
+_KEPT = 16  # trees whose readings a partition remembers
+
 
 @dataclasses.dataclass(frozen=True)
 class TracedPartition:
@@ -47,7 +49,10 @@ class TracedPartition:
     leaves = tree.flatten(params)
     key = tuple((path, tuple(leaf.shape)) for path, leaf in leaves.items())
     if key not in self._seen:
-      self._seen[key] = self._read(dict(key))
+      readings = self._read(dict(key))
+      while len(self._seen) >= _KEPT:
+        self._seen.pop(next(iter(self._seen)), None)
+      self._seen[key] = readings
     return self._seen[key]
 
   def _read(self, shapes: dict[str, tuple[int, ...]]) -> tuple[Reading, ...]:
