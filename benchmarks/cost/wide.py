@@ -52,9 +52,8 @@ def main() -> None:
   titles = ("optimizer", "first loss", "last loss", "seconds a step", "state MB")
   print(table(titles, rows))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  print(
-    f"predicted for mbf_adam: {summary.state_bytes / 1e6:.1f} MB; process: {peak:.0f} MB"
-  )
+  predicted = summary.state_bytes / 1e6
+  print(f"predicted for mbf_adam: {predicted:.1f} MB; process: {peak:.0f} MB")
 
 
 def _batches(size: int, steps: int) -> list[tuple[jax.Array, jax.Array]]:

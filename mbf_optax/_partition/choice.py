@@ -5,7 +5,10 @@ import dataclasses
 from mbf_optax._partition.layer import Estimator, Layer, Reading
 
 LEAST_OUTPUTS = 5
-"""Dense layers of fewer outputs fill no matrix; under ``mbf_adam`` they are Adam's."""
+"""Dense layers of fewer outputs are Adam's under ``mbf_adam``."""
+
+MOST_INPUTS = 32
+"""So are those of more inputs for every output."""
 
 
 def for_mbf(reading: Reading) -> list[Reading]:
@@ -20,16 +23,21 @@ def for_mbf(reading: Reading) -> list[Reading]:
 
 
 def for_mbf_adam(reading: Reading) -> list[Reading]:
-  """Matrices on both sides, or Adam's update for layers of few outputs or one input."""
+  """Matrices on both sides, or Adam's update for layers that fill none."""
   if reading.layer.estimator == "low_rank":
     raise ValueError(
       f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not'
       ' have; use "shared" with a smaller block_limit, or mbf.'
     )
-  is_adams = reading.blocks_per_layer < LEAST_OUTPUTS or reading.block_size == 1
-  if reading.layer.estimator == "auto" and is_adams:
+  if reading.layer.estimator == "auto" and not _fills_matrices(reading):
     return _single_elements(reading)
   return _chosen(reading, "two_sided")
+
+
+def _fills_matrices(reading: Reading) -> bool:
+  """Whether steps fill matrices of the inputs, which gain one vector an output each."""
+  inputs, outputs = reading.block_size, reading.blocks_per_layer
+  return inputs > 1 and outputs >= LEAST_OUTPUTS and inputs <= MOST_INPUTS * outputs
 
 
 def _chosen(reading: Reading, estimator: Estimator) -> list[Reading]:

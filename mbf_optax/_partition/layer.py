@@ -30,7 +30,7 @@ class Layer:
       the same without its square root. ``"auto"`` leaves the choice to the optimizer:
       :func:`mbf` keeps a matrix for every block of up to ``full_limit`` elements and
       shares one otherwise, :func:`mbf_adam` takes two sides, or Adam's update for
-      layers of fewer than five blocks.
+      layers of fewer than five outputs or of more than 32 inputs for each.
     stack_axes: the axes that stack independent layers (``nn.scan``, ``nn.vmap``,
       experts): each index is a layer of its own. Negative ones count from the end.
     joins_bias: whether the layer's bias, if it has one, is the last element of the

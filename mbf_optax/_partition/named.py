@@ -117,8 +117,8 @@ class NamedPartition:
     """A partition of checked arguments; see :func:`mbf_optax.flax_partition`."""
     if not isinstance(dense, str):
       raise TypeError(
-        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters go"
-        " to what a preset returns: partition=flax_partition() for an optimizer,"
+        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters"
+        " go to what a preset returns: partition=flax_partition() for an optimizer,"
         " flax_partition()(params) for the readings."
       )
     if dense not in _ESTIMATORS:

@@ -45,10 +45,10 @@ def pairs_of(entries: Sequence[Entry]) -> dict[str, str]:
   taken: set[str] = set()
   for weight in weights:
     for stem in _stems_of_weight(weight.name):
-      bias = by_stem.get(stem)
-      if bias and bias.path not in taken and fits(weight.shape, bias.shape):
-        found[weight.path] = bias.path
-        taken.add(bias.path)
+      named = by_stem.get(stem)
+      if named and named.path not in taken and fits(weight.shape, named.shape):
+        found[weight.path] = named.path
+        taken.add(named.path)
         break
   return found
 

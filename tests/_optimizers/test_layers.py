@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mbf_optax.full import BlockState
 
 import mbf_optax
-from mbf_optax.full import BlockState
 
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from mbf_optax.full import BlockState
 
 import mbf_optax
 from mbf_optax import inverse, shared
-from mbf_optax.full import BlockState
 
 PARAMS = {
   "wide": {"kernel": jnp.ones((599, 100)), "bias": jnp.ones(100)},

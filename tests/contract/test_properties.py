@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from mbf_optax.layers import check_cover, from_blocks, to_blocks
 
 import mbf_optax
-from mbf_optax.layers import check_cover, from_blocks, to_blocks
 
 # Random trees.
 
