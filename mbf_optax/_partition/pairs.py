@@ -38,15 +38,15 @@ def pairs_of(entries: Sequence[Entry]) -> dict[str, str]:
   if len(weights) == 1:
     return _only_pair(weights[0], biases)
   by_stem: dict[_Stem, Entry] = {}
-  for bias in biases:
-    for stem in _stems_of_bias(bias.name):
-      by_stem.setdefault(stem, bias)
+  for entry in biases:
+    for stem in _stems_of_bias(entry.name):
+      by_stem.setdefault(stem, entry)
   found: dict[str, str] = {}
   taken: set[str] = set()
   for weight in weights:
     for stem in _stems_of_weight(weight.name):
       bias = by_stem.get(stem)
-      if bias and bias.path not in taken and fits(weight.shape, bias.shape):
+      if bias is not None and bias.path not in taken and fits(weight.shape, bias.shape):
         found[weight.path] = bias.path
         taken.add(bias.path)
         break
