@@ -47,6 +47,7 @@ from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
 from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -219,6 +220,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
+    check_size([estimator.reading for estimator in layers.estimators])
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:

@@ -25,6 +25,7 @@ from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
 from mbf_optax._partition import reading
+from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -167,6 +168,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
+    check_size([estimator.reading for estimator in layers.estimators])
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfState, whole: NamedSharding) -> MbfState:

@@ -142,9 +142,11 @@ class NamedPartition:
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
     leaves = paths.flatten(params)
-    key = tuple((path, tuple(a.shape), str(a.dtype)) for path, a in leaves.items())
+    masked = bool(self.overrides) and _has_masked(params)
+    arrays = ((path, tuple(a.shape), str(a.dtype)) for path, a in leaves.items())
+    key = masked, *arrays
     if key not in self._seen:
-      if not _has_masked(params):
+      if not masked:
         self._check_overrides(leaves)
       readings = self._read(Parameters(leaves, self._is_named))
       while len(self._seen) >= _KEPT:
