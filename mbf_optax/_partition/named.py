@@ -3,9 +3,8 @@
 import collections
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -24,11 +23,9 @@ from mbf_optax._partition.layer import (
   bias_order,
   read,
 )
+from mbf_optax._partition.overrides import Choices, Dense, Override, Rule
 from mbf_optax._partition.parameters import Parameters, name_of
 from mbf_optax._tree import paths as tree
-
-Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
-Override = tuple[str, Layer | str]
 
 _ESTIMATORS: dict[str | None, Estimator] = {
   "auto": "auto",
@@ -41,27 +38,6 @@ _ESTIMATORS: dict[str | None, Estimator] = {
 # say, is moved by its own width and so a dense layer over whole patches.
 _PATCH = 196
 _KEPT = 16  # trees whose readings a partition remembers
-
-
-class _Override(NamedTuple):
-  pattern: re.Pattern[str]
-  layer: Layer | str
-
-  @classmethod
-  def parse(cls, pattern: str, layer: Layer | str) -> "_Override":
-    known = (*_ESTIMATORS, "conv", "dense", "rms")
-    if not isinstance(layer, Layer) and layer not in known:
-      raise ValueError(
-        f"mbf_optax: the override {pattern!r} asks for {layer!r}; use a Layer or"
-        f" one of {', '.join(map(repr, known))}."
-      )
-    try:
-      return cls(re.compile(pattern), layer)
-    except re.error as error:
-      raise ValueError(
-        f"mbf_optax: the override {pattern!r} is no regular expression ({error}); use"
-        " re.escape to match a path as it is written."
-      ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +58,7 @@ class NamedPartition:
   rank: int
   full_limit: int
   block_limit: int
-  overrides: tuple[_Override, ...]
+  overrides: tuple[Rule, ...]
   _seen: dict[Any, tuple[Reading, ...]] = dataclasses.field(
     default_factory=collections.OrderedDict, init=False, repr=False, compare=False
   )
@@ -98,19 +74,8 @@ class NamedPartition:
     overrides: Sequence[Override],
   ) -> "NamedPartition":
     """A partition of checked arguments; see :func:`mbf_optax.flax_partition`."""
-    if dense not in _ESTIMATORS:
-      raise ValueError(
-        f"mbf_optax: the partition got dense={dense!r}; use one of"
-        f" {', '.join(map(repr, _ESTIMATORS))}."
-      )
-    limits = {"rank": rank, "full_limit": full_limit, "block_limit": block_limit}
-    for name, value in limits.items():
-      if value < 1:
-        raise ValueError(
-          f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
-        )
-    parsed = tuple(_Override.parse(*pair) for pair in overrides)
-    return cls(convention, dense, rank, full_limit, block_limit, parsed)
+    asked = Choices.checked(dense, rank, full_limit, block_limit, overrides)
+    return cls(convention, dense, rank, full_limit, block_limit, asked.rules)
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
     leaves = tree.flatten(params)
