@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,9 @@ from mbf_optax._partition.layer import (
   bias_order,
   read,
 )
+from mbf_optax._partition.overrides import Choices, Dense, Override, Rule
 from mbf_optax._partition.parameters import Parameters
 from mbf_optax._tree import paths
-
-Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
-Override = tuple[str, Layer | str]
 
 _ESTIMATORS: dict[str | None, Estimator] = {
   "auto": "auto",
@@ -37,33 +34,6 @@ _ESTIMATORS: dict[str | None, Estimator] = {
 }
 _KINDS: dict[str | None, Kind] = {"conv": "conv", "dense": "dense"}
 _KEPT = 16  # trees whose readings a partition remembers
-
-
-class _Override(NamedTuple):
-  pattern: re.Pattern[str]
-  layer: Layer | str
-
-  @classmethod
-  def parse(cls, pair: Override) -> "_Override":
-    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-      raise ValueError(
-        f"mbf_optax: an override is {pair!r}; give pairs of a pattern and what to read,"
-        ' ("Dense_0/kernel", "rms") say.'
-      )
-    pattern, layer = pair
-    known = (*_ESTIMATORS, *_KINDS, "rms")
-    if not isinstance(layer, Layer) and layer not in known:
-      raise ValueError(
-        f"mbf_optax: the override {pattern!r} asks for {layer!r}; use a Layer or"
-        f" one of {', '.join(map(repr, known))}."
-      )
-    try:
-      return cls(re.compile(pattern), layer)
-    except re.error as error:
-      raise ValueError(
-        f"mbf_optax: the override {pattern!r} is no regular expression ({error}); use"
-        " re.escape to match a path as it is written."
-      ) from error
 
 
 class _Found(NamedTuple):
@@ -99,7 +69,7 @@ class NamedPartition:
   rank: int
   full_limit: int
   block_limit: int
-  overrides: tuple[_Override, ...]
+  overrides: tuple[Rule, ...]
   _seen: dict[Any, tuple[Reading, ...]] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
@@ -115,30 +85,8 @@ class NamedPartition:
     overrides: Sequence[Override],
   ) -> "NamedPartition":
     """A partition of checked arguments; see :func:`mbf_optax.flax_partition`."""
-    if not isinstance(dense, str):
-      raise TypeError(
-        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters"
-        " go to what a preset returns: partition=flax_partition() for an optimizer,"
-        " flax_partition()(params) for the readings."
-      )
-    if dense not in _ESTIMATORS:
-      raise ValueError(
-        f"mbf_optax: the partition got dense={dense!r}; use one of"
-        f" {', '.join(map(repr, _ESTIMATORS))}."
-      )
-    limits = {"rank": rank, "full_limit": full_limit, "block_limit": block_limit}
-    for name, value in limits.items():
-      if value < 1:
-        raise ValueError(
-          f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
-        )
-    if not isinstance(overrides, Sequence) or isinstance(overrides, str):
-      raise TypeError(
-        f"mbf_optax: overrides is a {type(overrides).__name__}; give a list of pairs,"
-        ' [("Dense_0/kernel", "rms")] say: the first that matches wins.'
-      )
-    parsed = tuple(map(_Override.parse, overrides))
-    return cls(conventions, dense, rank, full_limit, block_limit, parsed)
+    asked = Choices.checked(dense, rank, full_limit, block_limit, overrides)
+    return cls(conventions, dense, rank, full_limit, block_limit, asked.rules)
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
     leaves = paths.flatten(params)

@@ -65,6 +65,12 @@ class Choices:
     overrides: Sequence[Override],
   ) -> "Choices":
     """Raises a ``ValueError`` that names the argument for what cannot be used."""
+    if not isinstance(dense, str):
+      raise TypeError(
+        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters"
+        " go to what a preset returns: partition=flax_partition() for an optimizer,"
+        " flax_partition()(params) for the readings."
+      )
     if dense not in ESTIMATORS:
       raise ValueError(
         f"mbf_optax: the partition got dense={dense!r}; use one of"
