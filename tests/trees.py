@@ -36,14 +36,17 @@ SHAPES = {
 }
 RANK = 5
 
+ASKED = [("conv_large", "full"), ("shared", "shared")]
 PARTITION = mbf_optax.flax_partition(
-  dense="full",
-  rank=RANK,
-  overrides=[
-    ("shared", "shared"),
-    ("low_rank", "low_rank"),
-  ],
+  "full", rank=RANK, overrides=[*ASKED, ("low_rank", "low_rank")]
 )
+
+
+def adam_partition(block_limit: int = 256) -> mbf_optax.Partition:
+  """The same for ``mbf_adam``, with two sides in the place of a low rank."""
+  return mbf_optax.flax_partition(
+    "full", block_limit=block_limit, overrides=[*ASKED, ("low_rank", "two_sided")]
+  )
 
 
 def flat_shapes() -> dict[str, tuple[int, ...]]:
@@ -86,8 +89,8 @@ def joined() -> list[tuple[str, ...]]:
   return names
 
 
-def oracle_layers() -> list[reference.Layer]:
-  """The same layers written out by hand for the oracle."""
+def oracle_layers(low_rank: str = "low_rank") -> list[reference.Layer]:
+  """The same layers written out by hand for the oracles."""
   conv, dense = ("conv",), ("dense",)
 
   def layer(kind, module, estimator="full", bias=True, stacked=False):
@@ -113,12 +116,12 @@ def oracle_layers() -> list[reference.Layer]:
     layer(*dense, "dense_wide"),
     layer(*dense, "dense_shared", "shared"),
     layer(*dense, "dense_no_bias", bias=False),
-    layer(*dense, "dense_low_rank", "low_rank"),
+    layer(*dense, "dense_low_rank", low_rank),
     layer("attention_in", "attention/query"),
     layer("attention_out", "attention/out"),
     layer(*conv, "stack/conv", stacked=True),
     layer(*dense, "stack/dense_full", stacked=True),
-    layer(*dense, "stack/dense_low_rank", "low_rank", stacked=True),
+    layer(*dense, "stack/dense_low_rank", low_rank, stacked=True),
     layer(*dense, "stack/dense_shared", "shared", stacked=True),
     *[reference.Layer("elementwise", name) for name in rms],
     *[reference.Layer("elementwise", f"stack/norm/{n}") for n in ("scale", "bias")],
@@ -135,3 +138,19 @@ def random_gradients(
     {p: scale * (m + rng.normal(size=m.shape)) for p, m in means.items()}
     for _ in range(count)
   ]
+
+
+def largest_relative_error(actual: dict, expected: dict[str, np.ndarray]) -> float:
+  """Largest error of a layer relative to the largest element of that layer.
+
+  A layer here is what mini-blocks join: a kernel and the bias that is part of its
+  blocks, else a lone leaf. A block's inverse mixes its elements, so it rounds a bias as
+  coarsely as the weights beside it, however small the bias is at that step.
+  """
+  actual = flat(actual)
+  errors = []
+  for names in joined():
+    wrong = [np.asarray(actual[name], float) - expected[name] for name in names]
+    largest = max(np.max(np.abs(expected[name])) for name in names)
+    errors.append(max(np.max(np.abs(leaf)) for leaf in wrong) / largest)
+  return max(errors)
