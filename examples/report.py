@@ -102,9 +102,36 @@ def curves(losses: Mapping[str, Sequence[float]], path: str) -> None:
   _save(sheet, pathlib.Path(path))
 
 
-def _finish(ax: matplotlib.axes.Axes) -> None:
+def panels(quantities: Mapping[str, Mapping[str, Sequence[float]]], path: str) -> None:
+  """Draws quantities side by side against steps, a curve for every name in each.
+
+  Losses are on a logarithmic axis, shares from zero to one.
+  """
+  sheet = matplotlib.figure.Figure(
+    figsize=(4.2 * len(quantities), 3.4), layout="constrained"
+  )
+  (grid,) = sheet.subplots(1, len(quantities), squeeze=False)
+  for ax, (title, series) in zip(grid, quantities.items(), strict=True):
+    for name, values in series.items():
+      ax.plot(1 + np.arange(len(values)), _smooth(values), label=name)
+    ax.set(xlabel="steps", ylabel=title)
+    ax.legend(frameon=False, fontsize=8)
+    if "loss" in title:
+      ax.set_yscale("log")
+      _finish(ax)
+    else:
+      ax.set_ylim(-0.03, 1.03)
+      _frame(ax)
+  _save(sheet, pathlib.Path(path))
+
+
+def _frame(ax: matplotlib.axes.Axes) -> None:
   ax.grid(alpha=0.3, which="both")
   ax.spines[["top", "right"]].set_visible(False)
+
+
+def _finish(ax: matplotlib.axes.Axes) -> None:
+  _frame(ax)
   low, high = ax.get_ylim()
   if high < 10 * low:  # too narrow for powers of ten
     ax.yaxis.set_minor_formatter("{x:g}")

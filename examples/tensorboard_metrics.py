@@ -1,7 +1,8 @@
 """Metrics of every layer at every step, for TensorBoard.
 
-How ill-conditioned the blocks are, how far each layer moves, and how far its step turns
-from the gradient. Look at them with ``tensorboard --logdir results/tensorboard``.
+How far each layer's gradient persists and what share of the exponent that leaves, how
+ill-conditioned the preconditioner is, how far the layer moves, and how far its step
+turns from the gradient. Look at them with ``tensorboard --logdir results/tensorboard``.
 """
 
 import jax
@@ -48,7 +49,10 @@ def main(steps: int = 200) -> None:
           writer.add_scalar(f"{path}/{name}", value, step)
 
   for path, layer in layers.items():
-    print(f"{path}: condition {layer.condition:.0f}, cosine {layer.cosine:.2f}")
+    print(
+      f"{path}: persistence {layer.persistence:.2f}, exponent {layer.exponent:.2f},"
+      f" condition {layer.condition:.1f}, cosine {layer.cosine:.2f}"
+    )
   print(f"metrics: {FOLDER}")
   curves({"mbf_adam": losses}, "results/tensorboard_metrics.png")
 

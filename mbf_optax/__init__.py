@@ -20,6 +20,7 @@ from mbf_optax._partition.presets import (
   flax_partition,
   haiku_partition,
 )
+from mbf_optax._partition.traced import traced_partition
 from mbf_optax._reports.layer_metrics import LayerMetrics, metrics
 from mbf_optax._reports.restored import check_state
 from mbf_optax._reports.summary import LayerSummary, Summary, summarize
@@ -54,5 +55,6 @@ __all__ = [
   "scale_by_mbf",
   "scale_by_mbf_adam",
   "summarize",
+  "traced_partition",
   "warm_start",
 ]

@@ -15,7 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mbf_optax
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-SHORT = ["flax_linen", "flax_nnx", "warm_start", "mbf_true", "tensorboard_metrics"]
+SHORT = [
+  "flax_linen",
+  "flax_nnx",
+  "warm_start",
+  "mbf_true",
+  "tensorboard_metrics",
+  "persistence",
+]
 COMMANDS = {
   "train": [str(EXAMPLES / "train.py"), "--quick"],
   "short": ["-c", "".join(f"import {name}; {name}.main(3)\n" for name in SHORT)],
@@ -88,10 +95,21 @@ def test_metrics_of_every_step_are_in_the_event_file(finished):
   for tag in tags:
     values = [event.value for event in events.Scalars(tag)]
     assert [event.step for event in events.Scalars(tag)] == [0, 1, 2]
-    if tag.endswith("cosine"):
+    name = tag.rpartition("/")[2]
+    if name == "cosine":
       assert all(-1 <= value < 0 for value in values)  # downhill
+    elif name in ("persistence", "exponent"):
+      assert values[0] == (name == "persistence")  # nothing was foretold yet
+      assert all(0 <= value <= 1 for value in values)
     else:
       assert all(0 < value < np.inf for value in values)
+
+
+def test_persistence_of_every_layer_is_printed(finished):
+  _, printed = finished["short"]
+  rows = re.findall(r"^(\w+)/kernel: persistence ([\d.]+) in the first", printed, re.M)
+  assert [layer for layer, _ in rows] == ["Conv_0", "Conv_1", "Dense_0", "Dense_1"]
+  assert all(0 < float(value) <= 1 for _, value in rows)
 
 
 @pytest.fixture

@@ -47,18 +47,16 @@ def built(tmp_path_factory):
   return {"sdist": sdist, "wheel": wheel}
 
 
-def modules(names):
-  return {pathlib.PurePath(name).name for name in names if "mbf_optax/" in name}
-
-
 @pytest.mark.slow
 def test_wheel_holds_the_package_its_types_and_its_licence(built):
   with zipfile.ZipFile(built["wheel"]) as archive:
     names = archive.namelist()
     metadata = next(name for name in names if name.endswith("/METADATA"))
     fields = email.message_from_bytes(archive.read(metadata))
-  source = {path.name for path in (ROOT / "mbf_optax").glob("*.py")}
-  assert modules(names) == source | {"py.typed"}
+  source = (ROOT / "mbf_optax").rglob("*.py")
+  modules = {path.relative_to(ROOT).as_posix() for path in source}
+  packaged = {name for name in names if name.startswith("mbf_optax/")}
+  assert packaged == modules | {"mbf_optax/py.typed"}
   assert any(name.endswith("licenses/LICENSE") for name in names)
   assert {name.split("/")[0].split("-")[0] for name in names} == {"mbf_optax"}
   assert fields["Name"] == "mbf-optax"

@@ -7,6 +7,7 @@ be mapped over a grid under one ``jit``. States are arrays only.
 from benchmarks.baselines.bdf import bdf, scale_by_bdf
 from benchmarks.baselines.grafted import (
   kfac_adam,
+  mbf_on_adam,
   momentum_adam,
   on_adam,
   shampoo_adam,
@@ -23,6 +24,7 @@ __all__ = [
   "capture",
   "kfac",
   "kfac_adam",
+  "mbf_on_adam",
   "moments",
   "momentum_adam",
   "muon",

@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.baselines import common
-from mbf_optax import tree
-from mbf_optax.inverse import spd_inverse
-from mbf_optax.layers import as_float
+from benchmarks.baselines import common, lapack
 
 
 class BdfState(NamedTuple):
@@ -109,15 +106,11 @@ def scale_by_bdf(
       }
 
     def invert(inverse: dict[str, jax.Array]) -> dict[str, jax.Array]:
-      systems = [
-        common.damped(common.corrected(fisher[layer], weight), damping)
-        for layer in inverse
-      ]
-      new = common.by_shape(spd_inverse, systems)
-      return {
-        layer: common.keep_finite(matrix, inverse[layer])
-        for layer, matrix in zip(inverse, new, strict=True)
-      }
+      new = {}
+      for layer, old in inverse.items():
+        matrix = common.damped(common.corrected(fisher[layer], weight), damping)
+        new[layer] = common.keep_finite(lapack.inverse(matrix), old)
+      return new
 
     weight, fisher = common.every(
       fisher_update_period, state.count, accumulate, (state.weight, state.fisher)
@@ -152,21 +145,21 @@ def bdf(
   return common.descend(direction, learning_rate, weight_decay)
 
 
-def _by_layer(params: optax.Params) -> dict[str, tree.Leaves]:
+def _by_layer(params: optax.Params) -> dict[str, common.Leaves]:
   """The leaves of every module, by the module's path."""
-  layers: dict[str, tree.Leaves] = {}
-  for path, leaf in tree.flatten(params).items():
+  layers: dict[str, common.Leaves] = {}
+  for path, leaf in common.flatten(params).items():
     layers.setdefault(path.rpartition("/")[0], {})[path] = leaf
   return layers
 
 
-def _vectors(leaves: tree.Leaves) -> jax.Array:
+def _vectors(leaves: common.Leaves) -> jax.Array:
   """Leaves with a leading axis of examples as one row vector an example."""
-  rows = [as_float(leaf).reshape(len(leaf), -1) for leaf in leaves.values()]
+  rows = [common.as_float(leaf).reshape(len(leaf), -1) for leaf in leaves.values()]
   return jnp.concatenate(rows, axis=1)
 
 
-def _split(vector: jax.Array, like: tree.Leaves) -> tree.Leaves:
+def _split(vector: jax.Array, like: common.Leaves) -> common.Leaves:
   """The leaves whose elements ``vector`` holds one after another."""
   ends = itertools.accumulate(leaf.size for leaf in like.values())
   parts = jnp.split(vector, list(ends)[:-1])

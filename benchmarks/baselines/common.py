@@ -1,4 +1,4 @@
-"""What the baselines share: moving averages, periods, momentum, the last two stages."""
+"""What the baselines share: trees, moving averages, periods, the last two stages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +7,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax import tree
-from mbf_optax.layers import as_float
-
 HIGHEST = jax.lax.Precision.HIGHEST
+
+Leaves = dict[str, Any]
+"""Leaves of a tree by paths such as ``"Dense_0/kernel"``."""
+
+
+def flatten(tree: Any) -> Leaves:
+  """The leaves of a tree by their paths, in the tree's order."""
+  pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {_path(keys): leaf for keys, leaf in pairs}
+
+
+def unflatten(like: Any, leaves: Leaves) -> Any:
+  """A tree of the structure of ``like`` with the leaves of ``leaves`` in it."""
+  return jax.tree_util.tree_map_with_path(lambda keys, _: leaves[_path(keys)], like)
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def as_float(array: jax.Array) -> jax.Array:
+  """``array`` in float32, or in its own dtype where that is wider."""
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def every(
@@ -82,9 +102,9 @@ def multiply_along(matrix: jax.Array, array: jax.Array, axis: int) -> jax.Array:
   return jnp.moveaxis(product, 0, axis)
 
 
-def like(updates: optax.Updates, directions: tree.Leaves) -> optax.Updates:
+def like(updates: optax.Updates, directions: Leaves) -> optax.Updates:
   """The directions as a tree of the structure and dtypes of ``updates``."""
-  directions = tree.unflatten(updates, directions)
+  directions = unflatten(updates, directions)
   return jax.tree.map(lambda d, g: d.astype(g.dtype), directions, updates)
 
 

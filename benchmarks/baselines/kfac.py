@@ -15,7 +15,7 @@ the loss at sampled labels.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from benchmarks.baselines.kfac_inverse import (
   invert,
   multiply,
 )
-from mbf_optax import checks, tree
 
 __all__ = ["Captured", "Factors", "KfacState", "capture", "kfac", "scale_by_kfac"]
 
@@ -99,10 +98,11 @@ def scale_by_kfac(
     Bahamou, Goldfarb and Ren, 2023, appendix 11.1.4; Martens and Grosse, 2015,
     section 6.3 for the split.
   """
-  checks.choice("split", split, ("equal", "trace", "none"))
+  if split not in get_args(Split):
+    raise ValueError(f"kfac: split is {split!r}; use one of {get_args(Split)}.")
 
   def init(params: optax.Params) -> KfacState:
-    leaves = tree.flatten(common.zeros(params))
+    leaves = common.flatten(common.zeros(params))
     factors = {path: _zeros(path, leaves) for path in _layers(leaves, layers)}
     return KfacState(
       count=jnp.zeros((), jnp.int32),
@@ -146,7 +146,7 @@ def scale_by_kfac(
       lambda inverses: invert(_means(averages, weight), inverses, damping, split),
       state.inverses,
     )
-    directions = tree.flatten(velocity)
+    directions = common.flatten(velocity)
     for path, inverse in inverses.items():
       directions |= _precondition(path, directions, inverse)
     count = optax.safe_increment(state.count)
@@ -181,7 +181,7 @@ def kfac(
   return common.descend(direction, learning_rate, weight_decay)
 
 
-def _layers(leaves: tree.Leaves, layers: Sequence[str] | None) -> list[str]:
+def _layers(leaves: common.Leaves, layers: Sequence[str] | None) -> list[str]:
   if layers is not None:
     return list(layers)
   return [
@@ -191,19 +191,19 @@ def _layers(leaves: tree.Leaves, layers: Sequence[str] | None) -> list[str]:
   ]
 
 
-def _names(layer: str, leaves: tree.Leaves) -> list[str]:
+def _names(layer: str, leaves: common.Leaves) -> list[str]:
   """Paths of the layer's kernel and, if there is one, of its bias."""
   prefix = f"{layer}/" if layer else ""
   return [p for p in (f"{prefix}kernel", f"{prefix}bias") if p in leaves]
 
 
-def _matrix(layer: str, leaves: tree.Leaves) -> jax.Array:
+def _matrix(layer: str, leaves: common.Leaves) -> jax.Array:
   """The layer's kernel and bias as ``(inputs, outputs)``, the bias a last input."""
   rows = [leaves[path] for path in _names(layer, leaves)]
   return jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
 
 
-def _zeros(layer: str, leaves: tree.Leaves) -> Factors:
+def _zeros(layer: str, leaves: common.Leaves) -> Factors:
   matrix = _matrix(layer, leaves)
   return Factors(*(jnp.zeros((n, n), matrix.dtype) for n in matrix.shape))
 
@@ -213,7 +213,7 @@ def _means(averages: dict[str, Factors], weight: jax.Array) -> dict[str, Factors
   return jax.tree.map(lambda average: common.corrected(average, weight), averages)
 
 
-def _precondition(layer: str, leaves: tree.Leaves, inverse: Inverse) -> tree.Leaves:
+def _precondition(layer: str, leaves: common.Leaves, inverse: Inverse) -> common.Leaves:
   """The layer's leaves of ``A^(-1) W G^(-1)``."""
   matrix = multiply(inverse, _matrix(layer, leaves))
   kernel, *bias = _names(layer, leaves)

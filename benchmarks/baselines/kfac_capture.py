@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.baselines import common
-from mbf_optax.layers import as_float
 
 
 class Factors(NamedTuple):
@@ -147,7 +146,7 @@ def _path(module: nn.Module) -> str:
 
 def _input_vectors(module: nn.Module, inputs: jax.Array) -> jax.Array:
   """``(N, T, n_in)``: what a neuron's weights and bias are multiplied with."""
-  inputs = as_float(inputs)
+  inputs = common.as_float(inputs)
   if isinstance(module, nn.Conv):
     inputs = _patches(module, inputs)
   vectors = inputs.reshape(len(inputs), -1, inputs.shape[-1])
@@ -201,7 +200,7 @@ def _factors(inputs: jax.Array, signals: jax.Array) -> Factors:
   """
   examples, positions, _ = inputs.shape
   inputs = inputs.reshape(examples * positions, -1)
-  signals = as_float(signals).reshape(examples * positions, -1)
+  signals = common.as_float(signals).reshape(examples * positions, -1)
   return Factors(
     inputs=common.outer(inputs.T) / examples,
     outputs=common.outer(signals.T) * (examples / positions),

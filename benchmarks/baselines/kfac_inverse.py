@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from benchmarks.baselines import common, lapack
 from benchmarks.baselines.kfac_capture import Factors
-from mbf_optax.inverse import spd_inverse
 
 Split = Literal["equal", "trace", "none"]
 
@@ -49,8 +48,7 @@ def invert(
     new = {path: _spectrum(pair, damping) for path, pair in factors.items()}
   else:
     damped = {path: _damped(pair, damping, split) for path, pair in factors.items()}
-    systems, structure = jax.tree.flatten(damped)
-    new = jax.tree.unflatten(structure, common.by_shape(spd_inverse, systems))
+    new = jax.tree.map(lapack.inverse, damped)
   return {path: _keep_finite(new[path], previous[path]) for path in factors}
 
 

@@ -7,6 +7,7 @@ a grid, on one matrix after another.
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
 
 
 @jax.custom_batching.sequential_vmap
@@ -20,3 +21,10 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 def orthogonal(matrix: jax.Array) -> jax.Array:
   """The orthogonal factor of a matrix's QR decomposition."""
   return jnp.linalg.qr(matrix)[0]
+
+
+@jax.custom_batching.sequential_vmap
+def inverse(matrix: jax.Array) -> jax.Array:
+  """Inverse of a symmetric positive definite matrix; not finite where there is none."""
+  factor = cho_factor(matrix, lower=True)
+  return cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

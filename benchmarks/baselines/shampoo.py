@@ -13,8 +13,6 @@ import optax
 
 from benchmarks.baselines import common
 from benchmarks.baselines.roots import inverse_root
-from mbf_optax import tree
-from mbf_optax.layers import as_float
 
 _ROUNDING = 10
 
@@ -80,7 +78,7 @@ def scale_by_shampoo(
   """
 
   def init(params: optax.Params) -> ShampooState:
-    leaves = tree.flatten(common.zeros(params))
+    leaves = common.flatten(common.zeros(params))
     return ShampooState(
       count=jnp.zeros((), jnp.int32),
       weight=jnp.zeros(()),
@@ -121,7 +119,7 @@ def scale_by_shampoo(
     )
     directions = {
       path: _precondition(leaf, roots[path])
-      for path, leaf in tree.flatten(velocity).items()
+      for path, leaf in common.flatten(velocity).items()
     }
     count = optax.safe_increment(state.count)
     return common.like(updates, directions), ShampooState(
@@ -133,7 +131,7 @@ def scale_by_shampoo(
 
 def moments(gradients: optax.Updates) -> dict[str, list[jax.Array]]:
   """Second moments of one gradient along every axis, by parameter path."""
-  leaves = tree.flatten(jax.tree.map(as_float, gradients))
+  leaves = common.flatten(jax.tree.map(common.as_float, gradients))
   return {
     path: [common.outer(common.unfold(leaf, axis)) for axis in range(leaf.ndim)]
     for path, leaf in leaves.items()

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.baselines import common, lapack
-from mbf_optax import tree
-from mbf_optax.layers import as_float
 
 Matrices = dict[str, list[jax.Array]]
 
@@ -27,7 +25,7 @@ class SoapState(NamedTuple):
 
   count: jax.Array  # type: ignore[assignment]
   momentum: optax.Params
-  second_moment: tree.Leaves
+  second_moment: common.Leaves
   statistics: Matrices
   basis: Matrices
 
@@ -75,7 +73,7 @@ def scale_by_soap(
   """
 
   def init(params: optax.Params) -> SoapState:
-    leaves = tree.flatten(common.zeros(params))
+    leaves = common.flatten(common.zeros(params))
     eyes = {
       path: [
         jnp.eye(leaf.shape[axis], dtype=leaf.dtype)
@@ -95,12 +93,12 @@ def scale_by_soap(
     updates: optax.Updates, state: SoapState, params: optax.Params | None = None
   ) -> tuple[optax.Updates, SoapState]:
     del params
-    gradients = tree.flatten(jax.tree.map(as_float, updates))
+    gradients = common.flatten(jax.tree.map(common.as_float, updates))
     axes = {path: _rotated_axes(leaf, max_order) for path, leaf in gradients.items()}
     count = state.count
     started = count > 0
 
-    momentum, second_moment, directions = tree.flatten(state.momentum), {}, {}
+    momentum, second_moment, directions = common.flatten(state.momentum), {}, {}
     for path, gradient in gradients.items():
       basis = state.basis[path]
       rotated = _rotate(gradient, basis, axes[path])
@@ -142,7 +140,7 @@ def scale_by_soap(
     basis = jax.tree.map(common.keep_finite, basis, state.basis)
     return common.like(updates, directions), SoapState(
       count=optax.safe_increment(count),
-      momentum=tree.unflatten(state.momentum, momentum),
+      momentum=common.unflatten(state.momentum, momentum),
       second_moment=second_moment,
       statistics=statistics,
       basis=basis,

@@ -20,10 +20,10 @@ import numpy as np
 
 import mbf_optax
 from benchmarks.paper.report import table
-from mbf_optax import packed
-from mbf_optax.full import PACKED_LIMIT
-from mbf_optax.inverse import spd_inverse
-from mbf_optax.shared import symmetric_product
+from mbf_optax._estimators.full import PACKED_LIMIT
+from mbf_optax._linalg import triangles
+from mbf_optax._linalg.products import symmetric_product
+from mbf_optax._linalg.sweep import spd_inverse
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 INVERSES = ((16384, 9), (4096, 25), (1024, 49), (16, 257), (4, 1025), (1, 4097))
@@ -50,7 +50,7 @@ def inverses(rounds: int) -> str:
     matrices = matrices / vectors.shape[-1] + 1e-2 * jnp.eye(n)[None]
     ours, operand = spd_inverse, matrices
     if n <= PACKED_LIMIT:
-      ours, operand = packed.inverse, packed.pack(jnp.moveaxis(matrices, 0, -1))
+      ours, operand = triangles.inverse, triangles.pack(jnp.moveaxis(matrices, 0, -1))
     (mine,) = seconds({"": ours}, operand, rounds=rounds).values()
     (other,) = seconds({"": jnp.linalg.inv}, matrices, rounds=rounds).values()
     rows.append([f"{batch} x {n}", _ms(mine), _ms(other), f"{mine / other:.2f}"])
@@ -62,15 +62,15 @@ def layouts(rounds: int, blocks: int = 262_144, n: int = 9) -> str:
   keys = jax.random.split(jax.random.key(0))
   vectors = jax.random.normal(keys[0], (n, blocks))
   leading = vectors.T
-  triangles = packed.outer(jax.random.normal(keys[1], (n, blocks)))
-  matrices = jnp.moveaxis(packed.unpack(triangles), -1, 0)
+  packed = triangles.outer(jax.random.normal(keys[1], (n, blocks)))
+  matrices = jnp.moveaxis(triangles.unpack(packed), -1, 0)
   cases = {
     "ten statistics": (
-      seconds({"": _packed_statistics}, triangles, vectors, rounds=rounds),
+      seconds({"": _packed_statistics}, packed, vectors, rounds=rounds),
       seconds({"": _leading_statistics}, matrices, leading, rounds=rounds),
     ),
     "application": (
-      seconds({"": packed.matvec}, triangles, vectors, rounds=rounds),
+      seconds({"": triangles.matvec}, packed, vectors, rounds=rounds),
       seconds({"": _leading_matvec}, matrices, leading, rounds=rounds),
     ),
   }
@@ -81,7 +81,7 @@ def layouts(rounds: int, blocks: int = 262_144, n: int = 9) -> str:
 
 
 def _packed_statistics(statistics: jax.Array, vectors: jax.Array) -> jax.Array:
-  return _repeated(lambda s: 0.9 * s + 0.1 * packed.outer(vectors), statistics)
+  return _repeated(lambda s: 0.9 * s + 0.1 * triangles.outer(vectors), statistics)
 
 
 def _leading_statistics(statistics: jax.Array, vectors: jax.Array) -> jax.Array:

@@ -2,8 +2,7 @@
 
 An optimizer with periods T1 and T2 has up to three kinds of step: one that refreshes
 inverses, one that only updates statistics, and a plain one. Each kind is timed by
-setting the step counter, and the mean over a whole period is their weighted sum. Where
-layers take turns to refresh, every step of a period is a kind of its own.
+setting the step counter, and the mean over a whole period is their weighted sum.
 """
 
 import time
@@ -15,7 +14,7 @@ import numpy as np
 
 from benchmarks.cost.optimizers import Factory, Timed
 from benchmarks.cost.problems import Problem, training_step
-from mbf_optax import MbfState
+from mbf_optax import MbfAdamState, MbfState
 
 
 class Cost(NamedTuple):
@@ -92,23 +91,25 @@ class _Run:
 def _shares(timed: Timed) -> dict[int, float]:
   """A count of updates for each kind of step that occurs, and its share of a period."""
   statistics, inverse = timed.statistics, timed.inverse
-  if timed.staggered:
-    return dict.fromkeys(range(inverse, 2 * inverse), 1 / inverse)
-  refresh = 0, 1 / inverse
-  only_statistics = statistics, 1 / statistics - 1 / inverse
-  plain = 1, 1 - 1 / statistics
+  # Counts of the second period: in the first, mbf_adam also refreshes at 1, 2, 4, ...
+  refresh = inverse, 1 / inverse
+  only_statistics = inverse + statistics, 1 / statistics - 1 / inverse
+  plain = inverse + 1, 1 - 1 / statistics
   kinds = (refresh, only_statistics, plain)
   return {count: share for count, share in kinds if share > 0}
 
 
 def _at_count(state: Any, count: int) -> Any:
-  """The optimizer state with MBF's step counter set."""
+  """The optimizer state with the step counters of MBF and mbf_adam set."""
 
-  def is_mbf(node: Any) -> bool:
-    return isinstance(node, MbfState)
+  def is_ours(node: Any) -> bool:
+    return isinstance(node, MbfState | MbfAdamState)
 
-  return jax.tree.map(
-    lambda s: s._replace(count=jnp.int32(count)) if is_mbf(s) else s,
-    state,
-    is_leaf=is_mbf,
-  )
+  def moved(node: Any) -> Any:
+    if isinstance(node, MbfState):
+      return node._replace(count=jnp.int32(count))
+    if isinstance(node, MbfAdamState):
+      return node._replace(adam=node.adam._replace(count=jnp.int32(count)))
+    return node
+
+  return jax.tree.map(moved, state, is_leaf=is_ours)

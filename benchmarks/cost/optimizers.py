@@ -18,13 +18,11 @@ class Timed(NamedTuple):
     tx: the transformation.
     statistics: updates between statistics, 1 for optimizers without them.
     inverse: updates between inverses.
-    staggered: whether layers take turns to refresh them.
   """
 
   tx: optax.GradientTransformation
   statistics: int = 1
   inverse: int = 1
-  staggered: bool = False
 
 
 def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> Timed:
@@ -38,14 +36,14 @@ def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> 
   return Timed(tx, statistics, inverse)
 
 
-def _mbf_adam(statistics: int, inverse: int, staggered: bool = False) -> Timed:
+def _mbf_adam(statistics: int, inverse: int, dense: str) -> Timed:
   tx = mbf_optax.mbf_adam(
     _RATE,
     curvature_update_period=statistics,
     inverse_update_period=inverse,
-    staggered=staggered,
+    partition=mbf_optax.flax_partition(dense=dense),
   )
-  return Timed(tx, statistics, inverse, staggered)
+  return Timed(tx, statistics, inverse)
 
 
 def low_rank(rank: int) -> Timed:
@@ -65,7 +63,7 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(1,20)": lambda: _mbf(1, 20),
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
-  "mbf_adam": lambda: _mbf_adam(5, 20),
-  "mbf_adam staggered": lambda: _mbf_adam(5, 20, staggered=True),
-  "mbf_adam(10,100)": lambda: _mbf_adam(10, 100),
+  "mbf_adam": lambda: _mbf_adam(1, 10, "auto"),
+  "mbf_adam one side": lambda: _mbf_adam(1, 10, "shared"),
+  "mbf_adam(10,100)": lambda: _mbf_adam(10, 100, "auto"),
 }

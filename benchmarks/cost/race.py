@@ -70,7 +70,7 @@ RATES = (1e-3, 2e-3, 3e-3, 5e-3)
 VARIANTS: dict[str, dict[str, Any]] = {
   "mbf_adam": {},
   "mbf_adam, bfloat16 inverses": {"inverse_dtype": "bfloat16"},
-  "mbf_adam, staggered": {"staggered": True},
+  "mbf_adam, one side": {"partition": mbf_optax.flax_partition("shared")},
 }
 DAMPED = ((1e-4, 3e-4), (1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2))
 

@@ -53,7 +53,7 @@ def main() -> None:
   print(table(titles, rows))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   print(
-    f"predicted for MBF: {summary.state_bytes / 1e6:.1f} MB; process: {peak:.0f} MB"
+    f"predicted for mbf_adam: {summary.state_bytes / 1e6:.1f} MB; process: {peak:.0f} MB"
   )
 
 

@@ -1,12 +1,13 @@
-"""Beyond the paper: MBF's direction at Adam's length, against what else could help.
+"""Beyond the paper: mbf_adam against Adam and against other directions at its length.
 
 Every optimizer at its own best rate, ``mbf_adam`` at Adam's too; other directions at
-Adam's length as controls; and what relative damping, periods and single layers do.
+Adam's length as controls, the paper's inverse among them; and what damping, exponent,
+periods and single layers do.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
@@ -23,6 +24,7 @@ from benchmarks.paper.tasks import Task
 
 PERIODS = ((1, 1), (1, 10), (1, 20), (5, 20), (5, 50), (10, 100))
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DECAY = {"resnet": 0.1}  # decoupled weight decay, where there is any
 
 # What is read element by element, and so moves exactly as under Adam.
@@ -113,21 +115,22 @@ def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
   if scale == "quick":
     return found
   return found | {
-    # The periods are mbf_adam's. Larger dampings, 1e-2 and 0.1, were worse wherever
-    # they were tried.
-    "shampoo on adam": optimizer(
+    # The periods are mbf_adam's: statistics at every step, an inverse at every tenth.
+    "mbf on adam": optimizer(
+      functools.partial(baselines.mbf_on_adam, inverse_update_period=10)
+    ),
+    "mbf on adam, by block": optimizer(
       functools.partial(
-        baselines.shampoo_adam, statistics_update_period=5, inverse_update_period=20
-      ),
+        baselines.mbf_on_adam, lengths="block", inverse_update_period=10
+      )
+    ),
+    # Larger dampings, 1e-2 and 0.1, were worse wherever they were tried.
+    "shampoo on adam": optimizer(
+      functools.partial(baselines.shampoo_adam, inverse_update_period=10),
       damping=[1e-4],
     ),
     "kfac on adam": optimizer(
-      functools.partial(
-        baselines.kfac_adam,
-        split="trace",
-        factor_update_period=5,
-        inverse_update_period=20,
-      ),
+      functools.partial(baselines.kfac_adam, split="trace", inverse_update_period=10),
       with_factors,
       damping=[1e-2],
     ),
@@ -153,16 +156,23 @@ def _comparison(
   )
 
 
-def _variants(
-  scale: Scale,
-) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
-  """Dampings and periods to vary."""
-  return (DAMPINGS[:2], PERIODS[:1]) if scale == "quick" else (DAMPINGS, PERIODS)
+class _Variants(NamedTuple):
+  """Values to vary: of hyperparameters by name, and pairs of periods."""
+
+  values: dict[str, tuple[float, ...]]
+  periods: tuple[tuple[int, int], ...]
+
+
+def _variants(scale: Scale) -> _Variants:
+  if scale == "quick":
+    return _Variants({"damping": DAMPINGS[:2]}, PERIODS[:1])
+  return _Variants({"damping": DAMPINGS, "exponent": EXPONENTS}, PERIODS)
 
 
 def _varied(name: str, scale: Scale) -> int:
   """How many runs :func:`_vary` takes."""
-  return len(_WITHOUT[name]) + sum(map(len, _variants(scale)))
+  values, periods = _variants(scale)
+  return len(_WITHOUT[name]) + sum(map(len, values.values())) + len(periods)
 
 
 def _vary(
@@ -170,11 +180,13 @@ def _vary(
 ) -> dict[str, dict[str, float]]:
   """Training losses of one seed, by what is varied and its value."""
   build = functools.partial(mbf_optax.mbf_adam, weight_decay=DECAY.get(name, 0.0))
-  dampings, periods = _variants(scale)
-  damped = [{**setting, "damping": damping} for damping in dampings]
-  runs = session.train("damping", task, Optimizer(build, damped), seeds=[1], points=1)
-  losses = runs.final("train loss")[:, 0]
-  found = {"damping": dict(zip(map(str, dampings), map(float, losses), strict=True))}
+  varied, periods = _variants(scale)
+  found = {}
+  for kind, values in varied.items():
+    optimizer = Optimizer(build, [{**setting, kind: value} for value in values])
+    runs = session.train(kind, task, optimizer, seeds=[1], points=1)
+    losses = map(float, runs.final("train loss")[:, 0])
+    found[kind] = dict(zip(map(str, values), losses, strict=True))
 
   names = ("curvature_update_period", "inverse_update_period")
   periodic = Optimizer(build, [setting], common=names)

@@ -29,7 +29,7 @@ MEASURED = 60, 15  # steps, and steps between measurements, of the alignment
 RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
 MBF_RATES = (1e-4, 1e-3, 0.01, 0.1)
 DAMPINGS = (1e-5, 1e-4, 1e-3, 0.01, 0.1)
-RELATIVE_DAMPINGS = (0.1, 1.0, 10.0, 100.0)  # of mbf_adam, whose default is the first
+RELATIVE_DAMPINGS = (0.1, 1.0)  # of mbf_adam, whose default is the first
 
 
 class Size(NamedTuple):
@@ -46,7 +46,7 @@ class Size(NamedTuple):
     "mbf",
     "mbf_adam",
     "mbf_adam, own damping",
-    "mbf_adam, low rank",
+    "mbf_adam, one side",
   )
 
 
@@ -151,6 +151,7 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
   rates = [{"learning_rate": rate} for rate in size.rates]
   relative = _pairs(size.rates[1:-2], RELATIVE_DAMPINGS)
   low_rank = mbf_optax.flax_partition("low_rank")
+  shared = mbf_optax.flax_partition("shared")
   return {
     "adam": Optimizer(optax.adam, rates),
     "muon": Optimizer(optax.contrib.muon, rates),
@@ -160,8 +161,8 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
     ),
     "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
     "mbf_adam, own damping": Optimizer(mbf_optax.mbf_adam, relative),
-    "mbf_adam, low rank": Optimizer(
-      functools.partial(mbf_optax.mbf_adam, partition=low_rank), relative
+    "mbf_adam, one side": Optimizer(
+      functools.partial(mbf_optax.mbf_adam, partition=shared), relative
     ),
   }
 

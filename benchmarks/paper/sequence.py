@@ -130,14 +130,7 @@ def _readings(network: nn.Module) -> str:
   tokens = jnp.zeros((1, 2), jnp.int32)
   params = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
   rows = [
-    [
-      reading.path,
-      reading.shape,
-      reading.bias_path or "",
-      reading.layer.estimator,
-      reading.blocks,
-      reading.block_size,
-    ]
-    for reading in mbf_optax.flax_partition()(params)
+    [layer.path, layer.shape, layer.reading, layer.blocks, layer.block_size]
+    for layer in mbf_optax.summarize(params).layers
   ]
-  return table(["weights", "shape", "bias", "estimator", "blocks", "size"], rows)
+  return table(["weights", "shape", "reading", "blocks", "size"], rows)

@@ -1,105 +1,93 @@
-"""Swaps Adam for mbf_adam and others on small problems of many kinds.
+"""Swaps Adam for mbf_adam and others, at Adam's usual learning rate, nothing tuned.
 
 python -m benchmarks.swap
 python -m benchmarks.swap --problems vae convnet --optimizers adam mbf_adam --seeds 1
 python -m benchmarks.swap --variant 'slow={"curvature_ema": 0.99}'
+python -m benchmarks.swap ppo --task cartpole --seeds 24
 python -m benchmarks.swap report
 """
 
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import matplotlib
 from tqdm import tqdm
 
-from benchmarks.swap import results
+from benchmarks.swap import ppo, report, runs
 from benchmarks.swap.optimizers import OPTIMIZERS, Optimizer, variant
-from benchmarks.swap.problem import Problem
 from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
-from benchmarks.swap.training import trainer
 
 _SETS = {"tuning": TUNING, "held_out": HELD_OUT}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Trains what is missing."""
+  """Trains what is missing, and writes the tables and the picture anew."""
+  matplotlib.use("agg")
   arguments = list(sys.argv[1:] if arguments is None else arguments)
-  _run(_run_options(arguments))
+  named = arguments and arguments[0] in _COMMANDS
+  command = _COMMANDS[arguments.pop(0) if named else "problems"]
+  command(arguments)
 
 
-def train(
-  problem: tuple[str, Problem],
-  optimizer: tuple[str, Optimizer],
-  seeds: Sequence[int],
-  folder: pathlib.Path,
-  resume: bool = True,
-) -> int:
-  """Trains a problem with an optimizer from every seed whose result is missing.
-
-  Args:
-    problem: its name and itself.
-    optimizer: its name and itself.
-    seeds: one training each.
-    folder: of the results.
-    resume: whether a result that is there already is kept.
-
-  Returns:
-    The number of trainings.
-  """
-  name, task = problem
-  wanted = {
-    "problem": name,
-    "title": task.name,
-    "optimizer": optimizer[0],
-    "settings": optimizer[1].settings,
-    "rate": task.rate,
-    "steps": task.steps,
-    "note": task.note,
-  }
-  files = {seed: results.path(folder, name, optimizer[0], seed) for seed in seeds}
-  missing = [
-    seed for seed, file in files.items() if not (resume and results.done(file, wanted))
-  ]
-  run = trainer(task, optimizer[1].build(task)) if missing else None
-  for seed in missing:
-    record = wanted | {"seed": seed} | run(seed)._asdict()
-    results.save(files[seed], record | {"environment": results.environment()})
-  return len(missing)
-
-
-def _run(options: argparse.Namespace) -> None:
-  optimizers = _optimizers(options)
-  for name in tqdm(options.problems, desc="problems"):
+def _problems(arguments: Sequence[str]) -> None:
+  parser = _parser(seeds=3)
+  parser.add_argument(
+    "--problems",
+    nargs="+",
+    choices=[*PROBLEMS, *_SETS],
+    default=list(PROBLEMS),
+    metavar="NAME",
+    help=f"tuning, held_out, or of {', '.join(PROBLEMS)}",
+  )
+  parser.add_argument(
+    "--data-dir",
+    type=pathlib.Path,
+    help="folder of tinyshakespeare.txt and cora.npz; without it others stand in",
+  )
+  options = parser.parse_args(arguments)
+  named = [_SETS.get(name, (name,)) for name in options.problems]
+  for name in tqdm(dict.fromkeys(sum(named, ())), desc="problems"):
     problem = PROBLEMS[name](options.data_dir)
     if problem.note:
       tqdm.write(f"{name}: {problem.note}")
-    for optimizer in optimizers.items():
-      train(
-        (name, problem), optimizer, range(options.seeds), options.out, options.resume
-      )
+    for chosen in _optimizers(options).items():
+      runs.train((name, problem), chosen, *_rest(options))
+  _report(["--out", str(options.out)])
 
 
-def _optimizers(options: argparse.Namespace) -> Mapping[str, Optimizer]:
-  chosen = {name: OPTIMIZERS[name] for name in options.optimizers}
-  return chosen | dict(options.variant)
+def _ppo(arguments: Sequence[str]) -> None:
+  parser = _parser(seeds=24)
+  parser.add_argument("--task", choices=ppo.TASKS, default="cartpole")
+  options = parser.parse_args(arguments)
+  for chosen in tqdm(_optimizers(options).items(), desc=options.task):
+    runs.reinforce((options.task, ppo.TASKS[options.task]), chosen, *_rest(options))
+  _report(["--out", str(options.out)])
 
 
-def _run_options(arguments: Sequence[str]) -> argparse.Namespace:
+def _report(arguments: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.swap report")
+  _add_folder(parser)
+  folder = parser.parse_args(arguments).out
+  print(report.write(folder))
+  print(f"The tables are in {folder}/swap.md, the picture in {folder}/swap.png.")
+
+
+def _parser(seeds: int) -> argparse.ArgumentParser:
+  """The options that the problems and reinforcement learning share."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.swap",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--problems",
-    nargs="+",
-    choices=[*PROBLEMS, *_SETS],
-    default=list(PROBLEMS),
-    help="names, or tuning or held_out for one of the two sets",
-  )
-  parser.add_argument(
-    "--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS)
+    "--optimizers",
+    nargs="*",
+    choices=OPTIMIZERS,
+    default=list(OPTIMIZERS),
+    metavar="NAME",
+    help=f"of {', '.join(OPTIMIZERS)}; none, to run variants alone",
   )
   parser.add_argument(
     "--variant",
@@ -109,24 +97,35 @@ def _run_options(arguments: Sequence[str]) -> argparse.Namespace:
     metavar="NAME=JSON",
     help="mbf_adam with other arguments, beside the optimizers; may be repeated",
   )
-  parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument(
-    "--data-dir",
-    type=pathlib.Path,
-    help="folder of tinyshakespeare.txt and cora.npz; without it others stand in",
-  )
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/swap"))
+  parser.add_argument("--seeds", type=int, default=seeds)
   parser.add_argument(
     "--resume",
     action=argparse.BooleanOptionalAction,
     default=True,
     help="keep the results that are there",
   )
-  options = parser.parse_args(arguments)
-  named = [_SETS.get(name, (name,)) for name in options.problems]
-  options.problems = list(dict.fromkeys(name for names in named for name in names))
-  return options
+  _add_folder(parser)
+  return parser
 
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/swap"))
+
+
+def _optimizers(options: argparse.Namespace) -> Mapping[str, Optimizer]:
+  chosen = {name: OPTIMIZERS[name] for name in options.optimizers}
+  return chosen | dict(options.variant)
+
+
+def _rest(options: argparse.Namespace) -> tuple[Sequence[int], pathlib.Path, bool]:
+  return range(options.seeds), options.out, options.resume
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+  "problems": _problems,
+  "ppo": _ppo,
+  "report": _report,
+}
 
 if __name__ == "__main__":
   main()

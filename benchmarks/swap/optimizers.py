@@ -8,31 +8,37 @@ from typing import Any, NamedTuple
 import optax
 
 import mbf_optax
-from benchmarks.swap.problem import Problem
+from benchmarks.baselines import soap
+from benchmarks.swap.problem import Factory
+
+Rate = optax.ScalarOrSchedule
 
 
 class Optimizer(NamedTuple):
   """What takes Adam's place.
 
   Attributes:
-    build: the transformation for a problem.
+    build: the transformation from Adam's learning rate, a number or a schedule, and the
+      factory of the partition that ``mbf_adam`` needs, or ``None``.
     settings: keyword arguments besides the learning rate.
+    version: of the library that it is from.
   """
 
-  build: Callable[[Problem], optax.GradientTransformation]
+  build: Callable[[Rate, Factory | None], optax.GradientTransformation]
   settings: Mapping[str, Any] = {}
+  version: str = f"optax {optax.__version__}"
 
 
-def _soap(problem: Problem) -> optax.GradientTransformation:
-  from benchmarks.baselines import soap
+def _soap(rate: Rate, partition: Factory | None) -> optax.GradientTransformation:
+  del partition
+  return soap(rate)
 
-  return soap(problem.rate)
 
-
-def _muon(problem: Problem) -> optax.GradientTransformation:
+def _muon(rate: Rate, partition: Factory | None) -> optax.GradientTransformation:
+  del partition
   # An update of muon is as long as one of Adam's with this root mean square, which is
   # what lets it be tried at Adam's rate at all.
-  return optax.contrib.muon(problem.rate, consistent_rms=0.2)
+  return optax.contrib.muon(rate, consistent_rms=0.2)
 
 
 def mbf_adam(settings: Mapping[str, Any]) -> Optimizer:
@@ -43,23 +49,23 @@ def mbf_adam(settings: Mapping[str, Any]) -> Optimizer:
       arguments of the partition that belongs to the problem's library.
   """
 
-  def build(problem: Problem) -> optax.GradientTransformation:
+  def build(rate: Rate, partition: Factory | None) -> optax.GradientTransformation:
     arguments = dict(settings)
     reading = arguments.pop("partition", None)
-    if reading is not None or problem.partition is not None:
-      factory = problem.partition or mbf_optax.flax_partition
+    if reading is not None or partition is not None:
+      factory = partition or mbf_optax.flax_partition
       arguments["partition"] = factory(**(reading or {}))
-    return mbf_optax.mbf_adam(problem.rate, **arguments)
+    return mbf_optax.mbf_adam(rate, **arguments)
 
-  return Optimizer(build, settings)
+  return Optimizer(build, settings, f"mbf_optax {mbf_optax.__version__}")
 
 
 OPTIMIZERS = {
-  "adam": Optimizer(lambda problem: optax.adam(problem.rate)),
+  "adam": Optimizer(lambda rate, partition: optax.adam(rate)),
   "mbf_adam": mbf_adam({}),
   "soap": Optimizer(_soap),
   "muon": Optimizer(_muon),
-  "nadam": Optimizer(lambda problem: optax.nadam(problem.rate)),
+  "nadam": Optimizer(lambda rate, partition: optax.nadam(rate)),
 }
 
 

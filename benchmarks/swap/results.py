@@ -27,11 +27,6 @@ def environment() -> dict[str, Any]:
   }
 
 
-def path(folder: pathlib.Path, problem: str, optimizer: str, seed: int) -> pathlib.Path:
-  """Where a training's result is."""
-  return folder / problem / f"{optimizer}-{seed}.json"
-
-
 def save(file: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes a result at once: a killed program leaves no half of a file."""
   file.parent.mkdir(parents=True, exist_ok=True)

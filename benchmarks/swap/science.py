@@ -11,7 +11,7 @@ import numpy as np
 import mbf_optax
 from benchmarks.swap.problem import Problem, drawn, squared_error
 
-_STEPS, _TIME = 20, 0.05  # of the Runge-Kutta method, and the length of one
+_STEPS, _TIME = 20, 0.1  # of the Runge-Kutta method, and the length of one
 
 
 def poisson() -> Problem:
@@ -56,10 +56,10 @@ def poisson() -> Problem:
 
 
 def neural_ode() -> Problem:
-  """A vector field that follows the trajectories of a cubic spiral, Equinox."""
+  """A vector field that follows the swings of a damped pendulum, Equinox."""
   rng = np.random.default_rng(0)
-  starts = rng.uniform(-1.2, 1.2, (1_256, 2)).astype(np.float32)
-  paths = np.array(jax.vmap(lambda y: _trajectory(_cubic, y))(starts))
+  starts = rng.uniform(-2.0, 2.0, (1_256, 2)).astype(np.float32)
+  paths = np.array(jax.vmap(lambda y: _trajectory(_pendulum, y))(starts))
   test = jnp.asarray(paths[:256])
   static = eqx.partition(_field(jax.random.key(0)), eqx.is_inexact_array)[1]
 
@@ -110,9 +110,9 @@ def _field(key: jax.Array) -> eqx.nn.MLP:
   return eqx.nn.MLP(2, 2, 64, 2, activation=jax.nn.softplus, key=key)
 
 
-def _cubic(y: jax.Array) -> jax.Array:
-  """The damped cubic spiral of Chen et al., 2018."""
-  return jnp.array([[-0.1, 2.0], [-2.0, -0.1]]) @ y**3
+def _pendulum(y: jax.Array) -> jax.Array:
+  """The change of angle and speed."""
+  return jnp.stack([y[1], -4 * jnp.sin(y[0]) - 0.2 * y[1]])
 
 
 def _trajectory(field: Any, start: jax.Array) -> jax.Array:

@@ -74,9 +74,7 @@ class PackedBlocks(_FullBlocks):
   def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
     spectrum = self._spectrum(triangles.diagonal(state.statistics))
     scale, shift = regularize(spectrum)
-    scaled = scale[None] * state.statistics
-    values = triangles.add_to_diagonal(scaled, shift)
-    return [Matrices(values, True, shift, spectrum.order)]
+    return [Matrices(state.statistics, True, scale, shift, spectrum.order)]
 
   def precondition(
     self, state: BlockState, vectors: jax.Array, regularize: Regularizer
@@ -113,8 +111,7 @@ class MatrixBlocks(_FullBlocks):
   def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
     spectrum = self._spectrum(diagonals(state.statistics))
     scale, shift = regularize(spectrum)
-    values = plus_identity(scale[..., None, None] * state.statistics, shift)
-    return [Matrices(values, False, shift, spectrum.order)]
+    return [Matrices(state.statistics, False, scale, shift, spectrum.order)]
 
   def precondition(
     self, state: BlockState, vectors: jax.Array, regularize: Regularizer
@@ -140,13 +137,6 @@ class MatrixBlocks(_FullBlocks):
 def diagonals(matrices: jax.Array) -> jax.Array:
   """``(*batch, n, n)`` to ``(n, *batch)``."""
   return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
-
-
-def plus_identity(matrices: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds ``values``, of the batch's rank, to the diagonals of ``(*batch, n, n)``."""
-  eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-  eye = eye.reshape(*[1] * (matrices.ndim - 2), *eye.shape)
-  return matrices + values[..., None, None] * eye
 
 
 def identity_state(

@@ -112,11 +112,12 @@ class LowRankBlocks(Blocks):
     precision = jnp.finfo(trace.dtype)
     least = 2 * self.reading.layer.rank * precision.eps * trace + precision.tiny
     level = jnp.maximum(level, least)
-    damped = triangles.add_to_diagonal(weighted, level)
-    return [Matrices(damped, True, level, order, as_factor=True)]
+    return [
+      Matrices(weighted, True, jnp.ones_like(level), level, order, as_factor=True)
+    ]
 
   def with_inverses(self, state: LowRankState, results: list[Results]) -> LowRankState:
-    damping = jnp.where(results[0].accepted, results[0].least, state.damping)
+    damping = jnp.where(results[0].accepted, results[0].shift, state.damping)
     return state._replace(inverse=results[0].values, damping=damping)
 
   def precondition(

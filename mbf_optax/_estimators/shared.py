@@ -28,7 +28,6 @@ from mbf_optax._estimators.full import (
   BlockState,
   diagonals,
   identity_state,
-  plus_identity,
 )
 from mbf_optax._linalg import products
 from mbf_optax._linalg.batches import Matrices, Results
@@ -107,8 +106,7 @@ class Parts:
     traces = jnp.sum(diagonals(state.statistics), axis=0)
     means = traces / jnp.asarray(order, traces.dtype)
     scale, shift = regularize(Spectrum(means, order, sharers, tuple(range(stacked))))
-    values = plus_identity(scale[..., None, None] * state.statistics, shift)
-    return Matrices(values, False, shift, order)
+    return Matrices(state.statistics, False, scale, shift, order)
 
   def apply(self, state: BlockState, columns: jax.Array) -> jax.Array:
     """``P V`` for columns ``(..., n, m)``."""

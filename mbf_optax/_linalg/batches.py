@@ -1,12 +1,15 @@
 """Inverses and powers of many layers' matrices at once.
 
-Matrices of equal order from all layers are inverted in one batch, so that the compiled
+Matrices of equal order from all layers go through one batch, so that the compiled
 program grows with the number of distinct orders and not with the depth of the network.
+With several devices every layer stays a part of its own: joining would undo each
+layer's sharding.
 """
 
 import collections
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -21,37 +24,44 @@ Method = Literal["sweep", "linalg"]
 
 
 class Matrices(NamedTuple):
-  """Symmetric positive definite matrices of one layer.
+  """Symmetric positive definite matrices ``scale G + shift I`` of one layer.
 
   Attributes:
-    values: packed triangles ``(n (n + 1) / 2, *batch)`` if ``is_packed``, else
-      ``(*batch, n, n)``.
+    statistics: ``G``, packed triangles ``(n (n + 1) / 2, *batch)`` if ``is_packed``,
+      else ``(*batch, n, n)``.
     is_packed: which of the two.
-    least: a lower bound of the eigenvalues, what was added to the diagonal; it
-      broadcasts against ``batch`` and has its rank.
-    order: number of rows that are no padding, an integer array like ``least``.
+    scale: broadcasts against ``batch`` and has its rank.
+    shift: likewise; a lower bound of the eigenvalues.
+    order: number of rows that are no padding, an integer array like ``shift``.
     as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
-  values: jax.Array
+  statistics: jax.Array
   is_packed: bool
-  least: jax.Array
+  scale: jax.Array
+  shift: jax.Array
   order: Any = 1
   as_factor: bool = False
+
+  @property
+  def batch(self) -> tuple[int, ...]:
+    """Shape of the batch."""
+    shape = self.statistics.shape
+    return shape[1:] if self.is_packed else shape[:-2]
 
 
 class Results(NamedTuple):
   """What was computed of a layer's matrices.
 
   Attributes:
-    values: in the shape of the matrices; where a new one is not finite, the previous.
+    values: in the shape of the statistics; where a new one is not finite, the previous.
     accepted: whether each matrix has a new one, in the shape of their batch.
-    least: as it came with the matrices.
+    shift: as it came with the matrices.
   """
 
   values: jax.Array
   accepted: jax.Array
-  least: jax.Array
+  shift: jax.Array
 
 
 def inverses(
@@ -61,14 +71,19 @@ def inverses(
 
   Args:
     systems: one entry a layer.
-    previous: the layers' inverses so far, in the shapes of ``systems``.
+    previous: the layers' inverses so far, in the shapes of the statistics.
     method: ``"sweep"`` for plain XLA operations, ``"linalg"`` for
       ``jnp.linalg.inv``.
 
   Returns:
     The inverses in the order of ``systems``.
   """
-  return _keep_finite(systems, _inverses(systems, method), previous)
+  groups = _groups(systems)
+  new = [
+    _invert(group, [part.matrices(group) for part in group.parts], method)
+    for group in groups
+  ]
+  return _results(systems, groups, new, previous)
 
 
 def inverse_powers(
@@ -80,141 +95,248 @@ def inverse_powers(
   r"""``A^(-p)`` of every layer's matrices, with ``p`` in ``[0, 1]``.
 
   A sum of shifted inverses approximates the power (:mod:`mbf_optax._linalg.shifts`):
-  :math:`A^{-p} \approx w_0 I + \sum_j w_j (A + s_j I)^{-1}`. The matrices' mean
-  diagonal is taken to be one before ``least`` was added, so that their eigenvalues lie
-  between ``least`` and ``least + order``.
+  :math:`A^{-p} \approx w_0 I + \sum_j w_j (A + s_j I)^{-1}`. The mean diagonal of
+  ``scale G`` is taken to be at most one, so that the eigenvalues lie between ``shift``
+  and ``shift + order``.
 
   Args:
     systems: one entry a layer.
     exponents: ``p`` of every layer; broadcasts against its batch and has its rank.
-    previous: the layers' powers so far, in the shapes of ``systems``.
+    previous: the layers' powers so far, in the shapes of the statistics.
     method: as for :func:`inverses`.
 
   Returns:
     The powers in the order of ``systems``.
   """
-  poles, weights = zip(*map(_expansion, systems, exponents), strict=True)
+  groups = _groups(systems)
+  poles, weights = _expansions(systems, exponents)
+  of_parts = [[part.joined(systems, poles) for part in g.parts] for g in groups]
+  factors = [[part.joined(systems, weights) for part in g.parts] for g in groups]
 
-  def add(j: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-    shifted = [_plus_identity(a, s[j]) for a, s in zip(systems, poles, strict=True)]
-    terms = zip(systems, weights, _inverses(shifted, method), sums, strict=True)
-    return [total + _beside(a, w[j + 1]) * new for a, w, new, total in terms]
+  def add(j: jax.Array, sums: list[list[jax.Array]]) -> list[list[jax.Array]]:
+    new = []
+    for group, s, w, total in zip(groups, of_parts, factors, sums, strict=True):
+      shifted = [
+        part.matrices(group, pole[j]) for part, pole in zip(group.parts, s, strict=True)
+      ]
+      found = zip(total, w, _invert(group, shifted, method), strict=True)
+      new.append([old + _times(group, v[j + 1], inv) for old, v, inv in found])
+    return new
 
   start = [
-    _plus_identity(a._replace(values=jnp.zeros_like(a.values)), w[0]).values
-    for a, w in zip(systems, weights, strict=True)
+    [_identities(g, w[0], p.statistics) for w, p in zip(of_group, g.parts, strict=True)]
+    for g, of_group in zip(groups, factors, strict=True)
   ]
   powers = jax.lax.fori_loop(0, shifts.POLES, add, start)
-  return _keep_finite(systems, powers, previous)
+  return _results(systems, groups, powers, previous)
 
 
-def _expansion(system: Matrices, exponent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Shifts ``(POLES, ...)`` and weights ``(POLES + 1, ...)`` of a layer's matrices."""
-  dtype = system.values.dtype
-  least, exponent = jnp.broadcast_arrays(system.least.astype(dtype), exponent)
-  bound = 1 + jnp.asarray(system.order, dtype) / least
-  poles = least[None] * shifts.shifts(bound)
-  weights = shifts.weights(exponent, bound)
-  # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
-  root = least**-exponent
-  weights = root[None] * weights
-  return poles, weights.at[1:].multiply(least[None])
+class _Part(NamedTuple):
+  """Matrices of one layer, or of many as one flat batch.
+
+  Attributes:
+    members: positions of the layers.
+    statistics: as in :class:`Matrices`.
+    scale: in the shape of the batch.
+    shift: likewise.
+  """
+
+  members: tuple[int, ...]
+  statistics: jax.Array
+  scale: jax.Array
+  shift: jax.Array
+
+  def matrices(self, group: "_Group", more: jax.typing.ArrayLike = 0) -> jax.Array:
+    """``scale G + (shift + more) I``."""
+    scaled = _times(group, self.scale, self.statistics)
+    return scaled + _identities(group, self.shift + more, self.statistics)
+
+  def joined(
+    self, systems: Sequence[Matrices], values: Sequence[jax.Array]
+  ) -> jax.Array:
+    """Values ``(k, ...)`` of the members, in the shape ``(k, *batch)``."""
+    full = [
+      jnp.broadcast_to(values[i], (len(values[i]), *systems[i].batch))
+      for i in self.members
+    ]
+    if len(full) == 1:
+      return full[0]
+    return jnp.concatenate([v.reshape(len(v), -1) for v in full], axis=1)
 
 
-def _plus_identity(system: Matrices, shift: jax.Array) -> Matrices:
-  """``A + s I``."""
-  values = system.values
-  if system.is_packed:
-    return system._replace(values=triangles.add_to_diagonal(values, shift))
-  eye = jnp.eye(values.shape[-1], dtype=values.dtype)
-  eye = eye.reshape(*[1] * (values.ndim - 2), *eye.shape)
-  return system._replace(values=values + shift[..., None, None] * eye)
+class _Group(NamedTuple):
+  """Parts whose matrices have one order and go through one program."""
+
+  is_packed: bool
+  as_factor: bool
+  parts: list[_Part]
 
 
-def _beside(system: Matrices, factor: jax.Array) -> jax.Array:
-  """A factor for each matrix, ready to multiply their elements."""
-  return factor[None] if system.is_packed else factor[..., None, None]
-
-
-def _keep_finite(
-  systems: Sequence[Matrices],
-  new: Sequence[jax.Array],
-  previous: Sequence[jax.Array],
-) -> list[Results]:
-  results = []
-  for system, fresh, old in zip(systems, new, previous, strict=True):
-    axes = (0,) if system.is_packed else (-2, -1)
-    accepted = jnp.all(jnp.isfinite(fresh), axis=axes)
-    values = jnp.where(_beside(system, accepted), fresh, old)
-    results.append(Results(values, accepted, system.least))
-  return results
-
-
-def _inverses(systems: Sequence[Matrices], method: Method) -> list[jax.Array]:
-  """Inverses in the order of ``systems``, not finite where there is none."""
-  groups = collections.defaultdict(list)
+def _groups(systems: Sequence[Matrices]) -> list[_Group]:
+  found = collections.defaultdict(list)
   for index, system in enumerate(systems):
-    groups[_group(index, system)].append(index)
-  found: dict[int, jax.Array] = {}
-  for members in groups.values():
-    values = [systems[index].values for index in members]
-    first = systems[members[0]]
-    if first.is_packed:
-      new = _invert_packed(values, method, first.as_factor)
-    else:
-      new = _invert_matrices(values, method)
-    found.update(zip(members, new, strict=True))
-  return [found[index] for index in range(len(systems))]
+    found[_kind(index, system)].append(index)
+  groups = []
+  for indices in found.values():
+    first = systems[indices[0]]
+    each = [tuple(indices)] if _may_join() else [(index,) for index in indices]
+    parts = [_part(systems, members) for members in each]
+    groups.append(_Group(first.is_packed, first.as_factor, parts))
+  return groups
 
 
-def _group(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
-  """What the layers that are inverted together have in common."""
-  values = system.values
+def _kind(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
+  """What the layers of a group have in common."""
+  statistics = system.statistics
   if system.is_packed:
-    return True, system.as_factor, values.shape[0], values.dtype, -1
+    return True, system.as_factor, len(statistics), statistics.dtype, -1
   alone = -1 if _may_join() else index
-  return False, False, padded_order(values.shape[-1]), values.dtype, alone
+  return False, False, padded_order(statistics.shape[-1]), statistics.dtype, alone
 
 
 def _may_join() -> bool:
-  """Whether batches of different layers may become one.
-
-  One batch compiles faster than many, but with several devices joining would undo each
-  layer's sharding.
-  """
+  """Whether batches of different layers may become one."""
   return jax.device_count() == 1
 
 
-def _invert_packed(
-  values: list[jax.Array], method: Method, as_factor: bool
-) -> list[jax.Array]:
-  function = _PACKED[method, as_factor]
-  if method == "linalg" or _may_join():
-    return _joined(function, values)
-  return function(values)
+def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> _Part:
+  layers = [systems[index] for index in members]
+  scale = [jnp.broadcast_to(a.scale, a.batch) for a in layers]
+  shift = [jnp.broadcast_to(a.shift, a.batch) for a in layers]
+  if len(layers) == 1:
+    return _Part(members, layers[0].statistics, scale[0], shift[0])
+  values = [a.statistics for a in layers]
+  if layers[0].is_packed:
+    joined = jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1)
+  else:
+    order = max(v.shape[-1] for v in values)
+    joined = jnp.concatenate([_flat(v, order) for v in values])
+  flat_scale, flat_shift = (
+    jnp.concatenate([v.reshape(-1) for v in each]) for each in (scale, shift)
+  )
+  return _Part(members, joined, flat_scale, flat_shift)
 
 
-def _joined(
-  function: Callable[[jax.Array], jax.Array], values: list[jax.Array]
-) -> list[jax.Array]:
-  """``function`` of all packed matrices as one batch."""
-  new = function(jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1))
-  parts = _split(new, [v[0].size for v in values])
-  return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
+def _flat(statistics: jax.Array, order: int) -> jax.Array:
+  """``(*batch, n, n)`` as ``(batch, order, order)``, padded with zeros."""
+  n = statistics.shape[-1]
+  margin = [(0, 0)] * (statistics.ndim - 2) + [(0, order - n)] * 2
+  padded = jnp.pad(statistics, margin) if order > n else statistics
+  return padded.reshape(-1, order, order)
 
 
-def _split(joined: jax.Array, sizes: list[int]) -> list[jax.Array]:
-  """``joined`` cut along its second axis."""
+def _times(group: _Group, factor: jax.Array, matrices: jax.Array) -> jax.Array:
+  """Matrices multiplied by a factor each."""
+  return (factor[None] if group.is_packed else factor[..., None, None]) * matrices
+
+
+def _identities(group: _Group, factor: jax.Array, like: jax.Array) -> jax.Array:
+  """Multiples of the identity in the shape of other matrices."""
+  if group.is_packed:
+    n = triangles.unpacked_size(len(like))
+    return factor[None] * triangles.identity(n, like.shape[1:], like.dtype)
+  eye = jnp.eye(like.shape[-1], dtype=like.dtype)
+  return factor[..., None, None] * eye.reshape(*[1] * (like.ndim - 2), *eye.shape)
+
+
+def _expansions(
+  systems: Sequence[Matrices], exponents: Sequence[jax.Array]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Shifts ``(POLES, ...)`` and weights ``(POLES + 1, ...)`` of every layer's matrices.
+
+  They are computed for all layers in one array: a deep network would otherwise spend
+  most of its compile time on them.
+  """
+  widest = max((a.shift.dtype for a in systems), key=lambda dtype: dtype.itemsize)
+  shapes, leasts, bounds, powers = [], [], [], []
+  for system, exponent in zip(systems, exponents, strict=True):
+    least, order, p = jnp.broadcast_arrays(
+      *(jnp.asarray(v, widest) for v in (system.shift, system.order, exponent))
+    )
+    shapes.append(least.shape)
+    leasts.append(least.reshape(-1))
+    bounds.append(1 + order.reshape(-1) / leasts[-1])
+    powers.append(p.reshape(-1))
+  least, bound, p = map(jnp.concatenate, (leasts, bounds, powers))
+  poles = least[None] * shifts.shifts(bound)
+  # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
+  weights = (least**-p)[None] * shifts.weights(p, bound)
+  weights = weights.at[1:].multiply(least[None])
+  ends = _ends([len(part) for part in leasts])
+
+  def apart(joined: jax.Array) -> list[jax.Array]:
+    return [
+      part.reshape(len(joined), *shape).astype(system.shift.dtype)
+      for part, shape, system in zip(
+        jnp.split(joined, ends, axis=1), shapes, systems, strict=True
+      )
+    ]
+
+  return apart(poles), apart(weights)
+
+
+def _results(
+  systems: Sequence[Matrices],
+  groups: Sequence[_Group],
+  new: Sequence[Sequence[jax.Array]],
+  previous: Sequence[jax.Array],
+) -> list[Results]:
+  """Each layer's own matrices, the previous ones where the new are not finite."""
+  results: dict[int, Results] = {}
+  for group, values in zip(groups, new, strict=True):
+    for part, value in zip(group.parts, values, strict=True):
+      accepted = jnp.all(
+        jnp.isfinite(value), axis=(0,) if group.is_packed else (-2, -1)
+      )
+      sizes = [math.prod(systems[index].batch) for index in part.members]
+      apart = _split(value, sizes, 1 if group.is_packed else 0)
+      for index, own, kept in zip(
+        part.members, apart, _split(accepted, sizes, 0), strict=True
+      ):
+        system = systems[index]
+        n = system.statistics.shape[-1]
+        if not group.is_packed:
+          own = own[..., :n, :n]
+        own = own.reshape(system.statistics.shape)
+        kept = kept.reshape(system.batch)
+        fresh = jnp.where(_beside(group, kept), own, previous[index])
+        results[index] = Results(fresh, kept, system.shift)
+  return [results[index] for index in range(len(systems))]
+
+
+def _beside(group: _Group, values: jax.Array) -> jax.Array:
+  """A value for each matrix, ready to broadcast against their elements."""
+  return values[None] if group.is_packed else values[..., None, None]
+
+
+def _invert(group: _Group, values: list[jax.Array], method: Method) -> list[jax.Array]:
+  """Inverses of a group's matrices, not finite where there is none."""
+  if group.is_packed:
+    function = _PACKED[method, group.as_factor]
+    return [function(v) for v in values] if method == "linalg" else function(values)
+  return [_invert_matrices(v, method) for v in values]
+
+
+def _invert_matrices(matrices: jax.Array, method: Method) -> jax.Array:
+  if method == "linalg":
+    return jnp.linalg.inv(devices.whole(matrices))
+  n = matrices.shape[-1]
+  padded = pad(matrices, padded_order(n)) if _may_join() else matrices
+  return spd_inverse(padded)[..., :n, :n]
+
+
+def _split(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
+  """A part's batch cut into its layers', which is the whole where there is one."""
   if len(sizes) == 1:
     return [joined]
   return jax.lax.platform_dependent(
     joined,
-    cpu=functools.partial(_split_on_cpu, sizes=sizes),
-    default=lambda joined: jnp.split(joined, _ends(sizes), axis=1),
+    cpu=functools.partial(_split_on_cpu, sizes=sizes, axis=axis),
+    default=lambda joined: jnp.split(joined, _ends(sizes), axis=axis),
   )
 
 
-def _split_on_cpu(joined: jax.Array, sizes: list[int]) -> list[jax.Array]:
+def _split_on_cpu(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
   """:func:`_split` with one kernel for all parts of one size.
 
   XLA compiles a kernel for every constant offset, which was a third of a deep network's
@@ -227,7 +349,7 @@ def _split_on_cpu(joined: jax.Array, sizes: list[int]) -> list[jax.Array]:
     lambda: starts,
   )
   return [
-    jax.lax.dynamic_slice_in_dim(joined, offset, size, axis=1)
+    jax.lax.dynamic_slice_in_dim(joined, offset, size, axis)
     for offset, size in zip(offsets, sizes, strict=True)
   ]
 
@@ -254,23 +376,6 @@ _PACKED: dict[tuple[Method, bool], Callable[[Any], Any]] = {
   ("linalg", True): _linalg_factor,
 }
 """By method, and whether the inverse's factor is wanted."""
-
-
-def _invert_matrices(values: list[jax.Array], method: Method) -> list[jax.Array]:
-  order = max(v.shape[-1] for v in values)
-  batches = [pad(v, order) for v in values]
-  if len(batches) > 1:
-    batches = [batch.reshape(-1, order, order) for batch in batches]
-  batch = jnp.concatenate(batches)
-  if method == "linalg":
-    new = jnp.linalg.inv(devices.whole(batch))
-  else:
-    new = spd_inverse(batch)
-  parts = jnp.split(new, _ends([len(batch) for batch in batches]))
-  return [
-    part.reshape(*v.shape[:-2], order, order)[..., : v.shape[-1], : v.shape[-1]]
-    for part, v in zip(parts, values, strict=True)
-  ]
 
 
 def _ends(sizes: list[int]) -> list[int]:

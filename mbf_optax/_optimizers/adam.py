@@ -372,7 +372,7 @@ def _powers(
 ) -> list[batches.Results]:
   """Powers of matrices, given the exponents ``(*stack,)`` of their layers."""
   aligned = [
-    p.astype(a.values.dtype).reshape(*p.shape, *[1] * (a.least.ndim - p.ndim))
+    p.astype(a.shift.dtype).reshape(*p.shape, *[1] * (a.shift.ndim - p.ndim))
     for p, a in zip(exponents, systems, strict=True)
   ]
   return batches.inverse_powers(systems, aligned, previous, method)

@@ -2,8 +2,8 @@
 
 ``A + lambda I`` with ``A = (1 - alpha) G / (c tau) + alpha I`` and ``tau`` the mean
 diagonal of ``G / c``. The fewer gradient vectors ``G`` is made of, beside its order
-``n``, the closer ``alpha = n / (n + N)`` is to one and the matrix to the identity, as in
-Ledoit and Wolf's estimate of a covariance matrix (2004). A moving average of decay
+``n``, the closer ``alpha = n / (n + N)`` is to one and the matrix to the identity, as
+in Ledoit and Wolf's estimate of a covariance matrix (2004). A moving average of decay
 ``beta`` is worth ``(1 + beta) c / ((1 - beta) (2 - c))`` independent gradients.
 """
 

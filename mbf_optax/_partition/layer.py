@@ -94,6 +94,9 @@ class Layer:
     return self.estimator in ELEMENTWISE
 
 
+Why = Literal["asked", "recognised", "unknown"]
+
+
 class Reading(NamedTuple):
   """One layer of a parameter tree together with what it was read as.
 
@@ -105,6 +108,9 @@ class Reading(NamedTuple):
     bias_shape: shape of the bias that is part of the blocks.
     bias_axes: the axes of the weight array that count blocks, in the order in which the
       bias has them (axes of size one aside).
+    why: ``"asked"`` for what a user says, ``"recognised"`` for what a partition knows
+      (norms and embeddings too), ``"unknown"`` for an array that is read element by
+      element because nothing is known of it.
   """
 
   path: str
@@ -113,6 +119,7 @@ class Reading(NamedTuple):
   layer: Layer
   bias_shape: tuple[int, ...] = ()
   bias_axes: tuple[int, ...] = ()
+  why: Why = "asked"
 
   @property
   def counted_axes(self) -> tuple[int, ...]:

@@ -1,31 +1,29 @@
 """Reading a parameter tree: which leaves form a layer, and with which estimator."""
 
-import collections
 import dataclasses
 import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import optax
 
 from mbf_optax._partition.bounds import FULL_BLOCK, within_bounds
-from mbf_optax._partition.conventions import (
-  Convention,
-  Geometry,
-  bias_beside,
-  weight_beside,
-)
+from mbf_optax._partition.by_shape import says_elementwise
+from mbf_optax._partition.conventions import PATCH, Convention, Geometry, Kind
 from mbf_optax._partition.layer import (
   Bias,
   Estimator,
   Layer,
   Reading,
+  Why,
   bias_order,
   read,
 )
-from mbf_optax._partition.parameters import Parameters, name_of
-from mbf_optax._tree import paths as tree
+from mbf_optax._partition.parameters import Parameters
+from mbf_optax._tree import paths
 
 Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
 Override = tuple[str, Layer | str]
@@ -37,9 +35,7 @@ _ESTIMATORS: dict[str | None, Estimator] = {
   "two_sided": "two_sided",
   "low_rank": "low_rank",
 }
-# No convolution has as many offsets; a kernel that does, a patch embedding of 14 x 14
-# say, is moved by its own width and so a dense layer over whole patches.
-_PATCH = 196
+_KINDS: dict[str | None, Kind] = {"conv": "conv", "dense": "dense"}
 _KEPT = 16  # trees whose readings a partition remembers
 
 
@@ -48,8 +44,14 @@ class _Override(NamedTuple):
   layer: Layer | str
 
   @classmethod
-  def parse(cls, pattern: str, layer: Layer | str) -> "_Override":
-    known = (*_ESTIMATORS, "conv", "dense", "rms")
+  def parse(cls, pair: Override) -> "_Override":
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+      raise ValueError(
+        f"mbf_optax: an override is {pair!r}; give pairs of a pattern and what to read,"
+        ' ("Dense_0/kernel", "rms") say.'
+      )
+    pattern, layer = pair
+    known = (*_ESTIMATORS, *_KINDS, "rms")
     if not isinstance(layer, Layer) and layer not in known:
       raise ValueError(
         f"mbf_optax: the override {pattern!r} asks for {layer!r}; use a Layer or"
@@ -64,12 +66,27 @@ class _Override(NamedTuple):
       ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class NamedPartition:
-  """Reads layers by the names and shapes of a library's convention.
+class _Found(NamedTuple):
+  """How to read a leaf.
 
   Attributes:
-    convention: names of weights and biases, and their axes.
+    layer: the reading.
+    bias: the bias beside it, if it is a weight.
+    why: who says so.
+  """
+
+  layer: Layer
+  bias: Bias | None = None
+  why: Why = "recognised"
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedPartition:
+  """Reads layers by names, shapes or types, as conventions know them.
+
+  Attributes:
+    conventions: where weights and biases are and what their axes are; the first that
+      knows a leaf reads it, and the last what overrides name.
     dense: estimator of dense layers; ``"auto"`` leaves it to the optimizer.
     rank: number of gradients that ``"low_rank"`` layers keep.
     full_limit: largest block for which ``"auto"`` may keep a matrix per neuron.
@@ -77,20 +94,20 @@ class NamedPartition:
     overrides: what to read otherwise, first match first.
   """
 
-  convention: Convention
+  conventions: tuple[Convention, ...]
   dense: Dense
   rank: int
   full_limit: int
   block_limit: int
   overrides: tuple[_Override, ...]
   _seen: dict[Any, tuple[Reading, ...]] = dataclasses.field(
-    default_factory=collections.OrderedDict, init=False, repr=False, compare=False
+    default_factory=dict, init=False, repr=False, compare=False
   )
 
   @classmethod
   def checked(
     cls,
-    convention: Convention,
+    conventions: tuple[Convention, ...],
     dense: Dense,
     rank: int,
     full_limit: int,
@@ -98,6 +115,12 @@ class NamedPartition:
     overrides: Sequence[Override],
   ) -> "NamedPartition":
     """A partition of checked arguments; see :func:`mbf_optax.flax_partition`."""
+    if not isinstance(dense, str):
+      raise TypeError(
+        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters go"
+        " to what a preset returns: partition=flax_partition() for an optimizer,"
+        " flax_partition()(params) for the readings."
+      )
     if dense not in _ESTIMATORS:
       raise ValueError(
         f"mbf_optax: the partition got dense={dense!r}; use one of"
@@ -109,29 +132,43 @@ class NamedPartition:
         raise ValueError(
           f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
         )
-    parsed = tuple(_Override.parse(*pair) for pair in overrides)
-    return cls(convention, dense, rank, full_limit, block_limit, parsed)
+    if not isinstance(overrides, Sequence) or isinstance(overrides, str):
+      raise TypeError(
+        f"mbf_optax: overrides is a {type(overrides).__name__}; give a list of pairs,"
+        ' [("Dense_0/kernel", "rms")] say: the first that matches wins.'
+      )
+    parsed = tuple(map(_Override.parse, overrides))
+    return cls(conventions, dense, rank, full_limit, block_limit, parsed)
 
   def __call__(self, params: Any) -> tuple[Reading, ...]:
-    leaves = tree.flatten(params)
+    leaves = paths.flatten(params)
     key = tuple((path, tuple(a.shape), str(a.dtype)) for path, a in leaves.items())
     if key not in self._seen:
-      readings = self._read(Parameters(leaves))
+      if not _has_masked(params):
+        self._check_overrides(leaves)
+      readings = self._read(Parameters(leaves, self._is_named))
       while len(self._seen) >= _KEPT:
         self._seen.pop(next(iter(self._seen)), None)
       self._seen[key] = readings
     return self._seen[key]
 
   def _read(self, params: Parameters) -> tuple[Reading, ...]:
-    self._check_overrides(params.leaves)
     readings, joined = {}, set()
     for path in params.leaves:
-      layer, bias = self._layer(path, params)
-      readings[path] = read(path, params.shape(path), layer, bias)
-      joined.add(readings[path].bias_path)
+      layer, bias, why = self._find(path, params)
+      reading = read(path, params.shape(path), layer, bias)
+      readings[path] = reading._replace(why=why)
+      joined.add(reading.bias_path)
     return tuple(reading for path, reading in readings.items() if path not in joined)
 
-  def _check_overrides(self, leaves: tree.Leaves) -> None:
+  def _is_named(self, path: str, params: Parameters) -> bool:
+    """Whether a convention of names knows the leaf; the last goes by shapes."""
+    return any(
+      c.reads(path, params) or c.weight_of(path, params) is not None
+      for c in self.conventions[:-1]
+    )
+
+  def _check_overrides(self, leaves: paths.Leaves) -> None:
     for pattern, _ in self.overrides:
       if leaves and not any(pattern.search(path) for path in leaves):
         raise ValueError(
@@ -139,24 +176,33 @@ class NamedPartition:
           f" {', '.join(leaves)}."
         )
 
-  def _layer(self, path: str, params: Parameters) -> tuple[Layer, Bias | None]:
-    """How to read the leaf at ``path``, and the bias beside it."""
-    weight_path = weight_beside(path, self.convention, params)
+  def _find(self, path: str, params: Parameters) -> _Found:
+    """How to read the leaf at ``path``."""
+    weight_path = self._weight_of(path, params)
     asked = self._asked(path, weight_path)
     if isinstance(asked, Layer):
-      if _is_complex(params[path]) and not asked.elementwise:
-        raise ValueError(
-          f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
-          ' are of real numbers, so read it as "rms".'
-        )
-      bias_path = self._bias_path(path, params)
-      bias = None if bias_path is None else Bias(bias_path, params.shape(bias_path))
-      return asked, bias
+      return self._explicit(path, params, asked)
     if asked is None and weight_path is not None:
-      return self._bias_layer(weight_path, path, params), None
-    if asked is None and name_of(path) not in self.convention.weights:
-      return Layer(estimator="rms"), None
-    return self._weight_layer(path, params, asked)
+      return _Found(self._bias_layer(weight_path, path, params))
+    convention = self._convention_of(path, params)
+    if asked == "rms" or (asked is None and convention.excludes(path, params)):
+      why: Why = "recognised" if asked is None else "asked"
+      return _Found(Layer(estimator="rms"), why=why)
+    if asked is None and not convention.reads(path, params):
+      known = params[path].ndim < 2 or says_elementwise(path)
+      why = "recognised" if known or _is_complex(params[path]) else "unknown"
+      return _Found(Layer(estimator="rms"), why=why)
+    return self._weight_layer(path, params, asked, convention)
+
+  def _weight_of(self, path: str, params: Parameters) -> str | None:
+    """The weight whose bias the leaf at ``path`` is."""
+    found = (c.weight_of(path, params) for c in self.conventions)
+    return next((weight for weight in found if weight is not None), None)
+
+  def _convention_of(self, path: str, params: Parameters) -> Convention:
+    """The first that knows the weight at ``path``, or the last."""
+    found = (c for c in self.conventions if c.reads(path, params))
+    return next(found, self.conventions[-1])
 
   def _asked(self, path: str, weight_path: str | None) -> Layer | str | None:
     """What the first override says; one of the weight does not reach its bias."""
@@ -166,79 +212,75 @@ class NamedPartition:
         return layer
     return None
 
+  def _explicit(self, path: str, params: Parameters, layer: Layer) -> _Found:
+    """An override's own layer."""
+    if _is_complex(params[path]) and not layer.elementwise:
+      raise ValueError(
+        f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
+        ' are of real numbers, so read it as "rms".'
+      )
+    bias_path = self._free_bias(path, params, self._convention_of(path, params))
+    bias = None if bias_path is None else Bias(bias_path, params.shape(bias_path))
+    return _Found(layer, bias, "asked")
+
   def _bias_layer(self, weight_path: str, path: str, params: Parameters) -> Layer:
     """Of a bias beside a weight; without effect where the weight's blocks hold it."""
-    weight, bias = self._layer(weight_path, params)
+    weight, bias, _ = self._find(weight_path, params)
     if weight.elementwise or _is_complex(params[path]):
       return Layer(estimator="rms")
-    axes = range(params[path].ndim) if bias is None or bias.axes is None else bias.axes
+    ndim = params[path].ndim
+    axes = range(ndim) if bias is None or bias.axes is None else bias.axes[:ndim]
     stack = [at for at, axis in enumerate(axes) if axis in weight.stack_axes]
     return Layer(estimator="inverse", stack_axes=tuple(stack))
 
   def _weight_layer(
-    self, path: str, params: Parameters, asked: str | None
-  ) -> tuple[Layer, Bias | None]:
-    leaf = params[path]
-    excluded = asked == "rms" or (asked is None and self.convention.excludes(path))
-    if excluded or _is_complex(leaf) or leaf.size == 0:
-      return Layer(estimator="rms"), None
+    self, path: str, params: Parameters, asked: str | None, convention: Convention
+  ) -> _Found:
+    leaf, kind = params[path], _KINDS.get(asked)
+    if _is_complex(leaf) or leaf.size == 0:
+      return _Found(Layer(estimator="rms"))
     geometry = Geometry((), (), (), ())
     if leaf.ndim >= 2:
-      geometry = self.convention.geometry(path, params, asked == "dense")
+      geometry = convention.geometry(path, params, kind)
     if not (geometry.spatial if asked == "conv" else geometry.inputs):
-      return self._without_blocks(path, leaf, asked), None
-    offsets = math.prod(leaf.shape[axis] for axis in geometry.spatial)
-    if asked == "conv" or 1 < offsets < _PATCH:
-      layer = self._convolution(geometry, offsets, params.shape(path), asked)
-    else:
-      layer = self._dense_layer(geometry, params.shape(path), asked)
-    bias_path = self._bias_path(path, params)
+      return _Found(self._without_blocks(path, leaf, asked))
+    layer = self._layer(geometry, params.shape(path), asked)
+    why: Why = "recognised" if asked is None else "asked"
+    bias_path = self._free_bias(path, params, convention)
     if bias_path is None:
-      return dataclasses.replace(layer, joins_bias=False), None
+      return _Found(dataclasses.replace(layer, joins_bias=False), None, why)
     bias = Bias(bias_path, params.shape(bias_path), geometry.bias_axes)
-    alone = Reading(path, None, params.shape(path), layer)
-    joins = layer.joins_bias and bias_order(alone, bias) is not None
-    return dataclasses.replace(layer, joins_bias=joins), bias
+    if layer.joins_bias:
+      alone = Reading(path, None, params.shape(path), layer)
+      joins = bias_order(alone, bias) is not None
+      layer = layer if joins else dataclasses.replace(layer, joins_bias=False)
+    return _Found(layer, bias, why)
 
-  def _convolution(
-    self,
-    geometry: Geometry,
-    offsets: int,
-    shape: tuple[int, ...],
-    asked: str | None,
-  ) -> Layer:
-    """One block per kernel, with a matrix of its own where that is small."""
-    default: Estimator = "full" if offsets <= FULL_BLOCK else "shared"
-    layer = self._of(geometry.spatial, geometry, _ESTIMATORS.get(asked, default))
-    return self._bounded(dataclasses.replace(layer, joins_bias=False), shape)
-
-  def _dense_layer(
+  def _layer(
     self, geometry: Geometry, shape: tuple[int, ...], asked: str | None
   ) -> Layer:
-    """One block per neuron, over its inputs and offsets."""
-    axes = tuple(sorted(geometry.spatial + geometry.inputs))
-    layer = self._of(axes, geometry, _ESTIMATORS.get(asked, _ESTIMATORS[self.dense]))
-    return self._bounded(layer, shape)
-
-  def _of(
-    self, axes: tuple[int, ...], geometry: Geometry, estimator: Estimator
-  ) -> Layer:
-    return Layer(
+    """One block per kernel of a convolution, or per neuron, over inputs and offsets."""
+    offsets = math.prod(shape[axis] for axis in geometry.spatial)
+    is_conv = asked == "conv" or 1 < offsets < PATCH
+    axes = tuple(sorted(geometry.spatial + (() if is_conv else geometry.inputs)))
+    default = _ESTIMATORS[self.dense]
+    if is_conv:
+      default = "full" if offsets <= FULL_BLOCK else "shared"
+    layer = Layer(
       block_axes=axes,
-      estimator=estimator,
+      estimator=_ESTIMATORS.get(asked, default),
       stack_axes=geometry.stack_axes,
+      joins_bias=not is_conv,
       rank=self.rank,
       full_limit=self.full_limit,
       block_limit=self.block_limit,
     )
-
-  def _bounded(self, layer: Layer, shape: tuple[int, ...]) -> Layer:
-    """Within the bounds, unless a wider limit than the default is asked for."""
-    asked = self.block_limit > Layer.block_limit
-    return layer if asked else within_bounds(layer, shape)
+    if self.block_limit > Layer.block_limit:
+      return layer  # wider matrices than by default are asked for
+    return within_bounds(layer, shape)
 
   def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
-    if asked in ("conv", "dense"):
+    if asked in _KINDS:
       raise ValueError(
         f"mbf_optax: an override reads {path!r}, of shape {tuple(leaf.shape)}, as"
         f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
@@ -246,9 +288,11 @@ class NamedPartition:
       )
     return Layer(estimator="rms")
 
-  def _bias_path(self, path: str, params: Parameters) -> str | None:
+  def _free_bias(
+    self, path: str, params: Parameters, convention: Convention
+  ) -> str | None:
     """The bias that may join the blocks: real, and with no override of its own."""
-    bias_path = bias_beside(path, self.convention, params)
+    bias_path = convention.bias_of(path, params)
     if bias_path is None or _is_complex(params[bias_path]):
       return None
     return bias_path if self._asked(bias_path, path) is None else None
@@ -256,3 +300,13 @@ class NamedPartition:
 
 def _is_complex(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+
+
+def _has_masked(params: Any) -> bool:
+  """Whether ``optax.masked`` or ``optax.partition`` hide some of the tree."""
+  nodes = jax.tree.leaves(params, is_leaf=_is_masked)
+  return any(map(_is_masked, nodes))
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)

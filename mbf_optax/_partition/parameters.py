@@ -1,21 +1,24 @@
 """A parameter tree with what is looked up in it, in time linear in its leaves."""
 
+import collections
 import functools
+from collections.abc import Callable
 from typing import Any
 
+from mbf_optax._partition.pairs import Entry, pairs_of
 from mbf_optax._partition.stacks import Stacks
-from mbf_optax._tree import paths as tree
+from mbf_optax._tree import paths
 
 
 class Parameters:
-  """The leaves of a tree by path, and what stands beside what.
+  """The leaves of a tree by path, and what stands beside what."""
 
-  Attributes:
-    leaves: arrays or shapes by path.
-  """
-
-  def __init__(self, leaves: tree.Leaves) -> None:
+  def __init__(
+    self, leaves: paths.Leaves, is_named: Callable[[str, "Parameters"], bool]
+  ) -> None:
+    """Of the leaves by path, and whether the one at a path is known by its name."""
     self.leaves = leaves
+    self._is_named = is_named
 
   def __contains__(self, path: str) -> bool:
     return path in self.leaves
@@ -32,9 +35,33 @@ class Parameters:
     ndim = len(self.leaves[path].shape)
     return tuple(position % ndim for position in self._stacks.positions(path))
 
+  def bias_by_shape(self, path: str) -> str | None:
+    """The bias of a weight without a known name."""
+    return self._biases.get(path)
+
+  def weight_by_shape(self, path: str) -> str | None:
+    """The weight of a bias without a known name."""
+    return self._weights.get(path)
+
   @functools.cached_property
   def _stacks(self) -> Stacks:
     return Stacks(self.leaves)
+
+  @functools.cached_property
+  def _biases(self) -> dict[str, str]:
+    modules = collections.defaultdict(list)
+    for path in self.leaves:
+      if not self._is_named(path, self):
+        entry = Entry(name_of(path), path, self.shape(path))
+        modules[module_of(path)].append(entry)
+    found: dict[str, str] = {}
+    for entries in modules.values():
+      found.update(pairs_of(entries))
+    return found
+
+  @functools.cached_property
+  def _weights(self) -> dict[str, str]:
+    return {bias: weight for weight, bias in self._biases.items()}
 
 
 def module_of(path: str) -> str:
@@ -49,5 +76,5 @@ def name_of(path: str) -> str:
 
 def beside(path: str, name: str) -> str:
   """The path of the leaf ``name`` in the module of ``path``."""
-  module = module_of(path)
-  return f"{module}/{name}" if "/" in path else name
+  module, slash, _ = path.rpartition("/")
+  return f"{module}{slash}{name}"

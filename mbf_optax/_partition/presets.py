@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 
-from mbf_optax._partition.conventions import ChannelsFirst, ChannelsLast
+from mbf_optax._partition.by_shape import ByShape
+from mbf_optax._partition.channels_first import ChannelsFirst
+from mbf_optax._partition.channels_last import ChannelsLast
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.named import Dense, NamedPartition, Override
+
+_FLAX = ChannelsLast()
+_HAIKU = ChannelsLast(weights=("w", "w_i", "w_h"), bias="b")
+_EQUINOX = ChannelsFirst()
 
 
 def flax_partition(
@@ -67,8 +73,9 @@ def flax_partition(
     Conv_0/bias inverse 32 1
     Conv_0/kernel full 512 9
   """
+  conventions = (_FLAX, _HAIKU, _EQUINOX, ByShape(_FLAX, outputs_first=False))
   return NamedPartition.checked(
-    ChannelsLast(), dense, rank, full_limit, block_limit, overrides
+    conventions, dense, rank, full_limit, block_limit, overrides
   )
 
 
@@ -101,8 +108,10 @@ def haiku_partition(
     >>> print(reading.layer.estimator, reading.blocks, reading.block_size)
     auto 5 21
   """
-  names = ChannelsLast(weights=("w", "w_i", "w_h"), bias="b")
-  return NamedPartition.checked(names, dense, rank, full_limit, block_limit, overrides)
+  conventions = (_HAIKU, ByShape(_HAIKU, outputs_first=False))
+  return NamedPartition.checked(
+    conventions, dense, rank, full_limit, block_limit, overrides
+  )
 
 
 def equinox_partition(
@@ -139,6 +148,7 @@ def equinox_partition(
     >>> print(reading.layer.block_axes, reading.blocks, reading.block_size)
     (1,) 5 21
   """
+  conventions = (_EQUINOX, ByShape(_EQUINOX, outputs_first=True))
   return NamedPartition.checked(
-    ChannelsFirst(), dense, rank, full_limit, block_limit, overrides
+    conventions, dense, rank, full_limit, block_limit, overrides
   )

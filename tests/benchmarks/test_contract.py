@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import mbf_optax
 from benchmarks import baselines
 from benchmarks.baselines.kfac import Factors
 from tests.benchmarks.common import random_gradients
@@ -26,6 +27,7 @@ MAKERS = {
   "kfac": lambda rate: baselines.kfac(rate, damping=rate, **PERIODIC),
   "shampoo": lambda rate: baselines.shampoo(rate, damping=rate, **PERIODIC),
   "soap": lambda rate: baselines.soap(rate, b2=1 - rate, frequency=2),
+  "mbf_on_adam": lambda rate: baselines.mbf_on_adam(rate, **PERIODIC),
   "kfac_adam": lambda rate: baselines.kfac_adam(rate, damping=rate, **PERIODIC),
   "momentum_adam": lambda rate: baselines.momentum_adam(rate, momentum=1 - rate),
   "shampoo_adam": lambda rate: baselines.shampoo_adam(rate, damping=rate, **PERIODIC),
@@ -131,3 +133,28 @@ def test_grafted_on_adam(name):
   chex.assert_trees_all_close(
     found["norm"], jax.tree.map(lambda a: -rate * a, sized["norm"]), rtol=1e-5
   )
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("lengths", ["layer", "block"])
+def test_mbf_on_adam(lengths):
+  """The paper's direction, as long as Adam's in the layer or in every neuron."""
+  rate, adam = 0.1, optax.scale_by_adam()
+  grafted = baselines.mbf_on_adam(rate, lengths=lengths, **PERIODIC)
+  direction = mbf_optax.scale_by_mbf(0.1, relative_damping=True, **PERIODIC)
+
+  @jax.jit
+  def two_steps():
+    results = []
+    for tx in (grafted, direction, adam):
+      state = tx.init(PARAMS)
+      for scale in (1.0, -0.5):
+        gradients = jax.tree.map(lambda p, s=scale: s * p + 0.1, PARAMS)
+        updates, state = tx.update(gradients, state, PARAMS)
+      results.append(updates["dense"])
+    return results
+
+  f, d, a = (np.vstack([t["kernel"], t["bias"]]) for t in two_steps())
+  axis = 0 if lengths == "block" else (0, 1)
+  length, own = (np.linalg.norm(v, axis=axis, keepdims=True) for v in (a, d))
+  np.testing.assert_allclose(f, -rate * length * d / own, rtol=1e-4, atol=1e-6)

@@ -12,8 +12,20 @@ import optax
 import pytest
 
 import mbf_optax
+from benchmarks.baselines import Factors
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import apart, comparison, data, problems, report, steps, vision
+from benchmarks.paper import (
+  apart,
+  comparison,
+  data,
+  graft,
+  graph,
+  low_rank,
+  problems,
+  report,
+  steps,
+  vision,
+)
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
@@ -83,6 +95,32 @@ def test_experiment_runs_and_writes_its_report(name, tmp_path, capsys):
 def test_every_experiment_has_the_interface():
   for name in command.names():
     assert callable(importlib.import_module(f"benchmarks.paper.{name}").run), name
+
+
+@pytest.mark.parametrize(
+  "optimizers",
+  [
+    graft._optimizers("cpu", decay=0.1),
+    graph.optimizers(graph.SIZES["cpu"]),
+    low_rank._optimizers("cpu", "narrow"),
+    low_rank._optimizers("cpu", "wide"),
+  ],
+  ids=["graft", "graph", "narrow", "wide"],
+)
+def test_optimizers_that_the_quick_scale_leaves_out_take_their_settings(optimizers):
+  """Traced, as in a training, but not compiled."""
+  params = {"Dense_0": {"bias": jnp.zeros(5), "kernel": jnp.zeros((4, 5))}}
+  factors = {"Dense_0": Factors(jnp.eye(5), jnp.eye(5))}
+
+  def updated(build, setting):
+    tx = optax.with_extra_args_support(build(**setting))
+    return tx.update(params, tx.init(params), params, factors=factors)[0]
+
+  for name, optimizer in optimizers.items():
+    setting = {key: jnp.float32(value) for key, value in optimizer.settings[0].items()}
+    found = jax.eval_shape(functools.partial(updated, optimizer.build), setting)
+    shapes = jax.tree.map(jnp.shape, found)
+    assert shapes == jax.tree.map(jnp.shape, params), name
 
 
 @pytest.mark.parametrize("in_turn", [True, False])
@@ -171,8 +209,8 @@ def test_warm_start_serves_every_setting(task):
   cold = Trainer(task, MBF, MBF.settings, (0, 1)).start(1).carry
   warmed = dataclasses.replace(MBF, prepare=warm)
   carry = Trainer(task, warmed, MBF.settings, (0, 1)).start(1).carry
-  np.testing.assert_array_equal(carry.state[0].weight, np.ones((2, 2)))
-  np.testing.assert_array_equal(cold.state[0].weight, np.zeros((2, 2)))
+  np.testing.assert_array_equal(carry.state[0].bias_correction, np.ones((2, 2)))
+  np.testing.assert_array_equal(cold.state[0].bias_correction, np.zeros((2, 2)))
   assert carry.state[0].count.shape == ()
 
 

@@ -10,13 +10,13 @@ import optax
 import pytest
 import scipy.linalg
 
-from benchmarks.baselines import scale_by_bdf
+from benchmarks.baselines import common, scale_by_bdf
 from benchmarks.paper import data, graph, tasks
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.studies import fisher, following, idealized
 from benchmarks.paper.studies.networks import SimpleCnn, SmallNetwork
 from examples.data import Data
-from mbf_optax import flax_partition, tree
+from mbf_optax import flax_partition
 
 QUICK = Options("quick")
 
@@ -78,7 +78,7 @@ def test_direction_is_that_of_the_explicit_fisher(small_problem):
       expected[layer]["bias"].append(step[-1])
   step = jax.jit(idealized.direction, static_argnums=0)
   found = step(lambda p: network(p, x) - y, params, residual, 0.01)
-  for path, value in tree.flatten(found).items():
+  for path, value in common.flatten(found).items():
     layer, name = path.split("/")
     np.testing.assert_allclose(value, expected[layer][name], rtol=1e-8)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.baselines import common
 from benchmarks.paper.studies.networks import SimpleCnn
-from mbf_optax import tree
 
 Rows = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """From parameters, inputs and labels to ``(examples, n)``, a gradient each."""
@@ -92,7 +92,7 @@ def dense_rows(model: Any, layer: str) -> Rows:
       return _cross_entropy(logits, y[None])
 
     gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(params[layer], x, y)
-    leaves = tree.flatten(gradients)
+    leaves = common.flatten(gradients)
     by_neuron = [leaves["kernel"].swapaxes(1, 2)]
     if "bias" in leaves:
       by_neuron.append(leaves["bias"][..., None])

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.baselines import capture
+from benchmarks.baselines import capture, common
 from benchmarks.paper.steps import batch_rows
 from benchmarks.paper.tasks import Batch, Task
-from mbf_optax import tree
 
 
 class Signals(NamedTuple):
@@ -223,7 +222,7 @@ def cosines(one: optax.Updates, other: optax.Updates) -> dict[str, jax.Array]:
 def by_layer(params: optax.Params) -> dict[str, jax.Array]:
   """All parameters of a module as one vector, by the module's path."""
   layers: dict[str, list[jax.Array]] = {}
-  for path, leaf in tree.flatten(params).items():
+  for path, leaf in common.flatten(params).items():
     layers.setdefault(path.rpartition("/")[0], []).append(leaf)
   return {
     layer: jnp.concatenate([leaf.ravel() for leaf in leaves])

@@ -15,14 +15,11 @@ the radius ``3 |u - y| / sqrt(lambda_0)``; both are measured.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from mbf_optax import flax_partition, tree
-from mbf_optax.layers import from_blocks, to_blocks
 
 Params = dict[str, dict[str, jax.Array]]
 CONVERGED, DIVERGED = 1e-18, 1e12  # of the first loss; below it float64 rounds
@@ -131,12 +128,13 @@ def jacobians(
   function: Callable[[Params], jax.Array], params: Params
 ) -> list[jax.Array]:
   """Mini-block Jacobians ``(blocks, n, block size)``, one array for each layer."""
-  leaves = tree.flatten(jax.jacrev(function)(params))
-  arrays = []
-  for reading in flax_partition()(params):
-    rows = jax.vmap(functools.partial(to_blocks, reading))(leaves)
-    arrays.append(rows.reshape(*rows.shape[:2], -1).transpose(2, 0, 1))
-  return arrays
+  layers = jax.jacrev(function)(params).values()
+  return [jax.vmap(_columns)(layer).transpose(2, 0, 1) for layer in layers]
+
+
+def _columns(layer: dict[str, jax.Array]) -> jax.Array:
+  """``(inputs + 1, outputs)``: the weights of each neuron with its bias."""
+  return jnp.concatenate([layer["kernel"], layer["bias"][None]])
 
 
 def grams(blocks: list[jax.Array]) -> jax.Array:
@@ -156,12 +154,12 @@ def direction(
   eye = jnp.eye(len(residual), dtype=residual.dtype)
   residuals = jnp.broadcast_to(residual[:, None], (len(gram), len(residual), 1))
   solved = jnp.linalg.solve(gram + damping * eye[None], residuals)
-  leaves: dict[str, Any] = {}
-  for reading, block in zip(flax_partition()(params), blocks, strict=True):
+  step = {}
+  for name, block in zip(params, blocks, strict=True):
     part, solved = solved[: len(block)], solved[len(block) :]
     columns = (block.mT @ part)[..., 0].T
-    leaves |= from_blocks(reading, columns.reshape(-1, *reading.batch_shape))
-  return tree.unflatten(params, leaves)
+    step[name] = {"kernel": columns[:-1], "bias": columns[-1]}
+  return step
 
 
 @functools.partial(jax.jit, static_argnames="network")

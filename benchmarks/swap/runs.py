@@ -1,0 +1,117 @@
+"""The trainings whose results are missing, each saved as soon as it is done."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.swap import ppo, results, training
+from benchmarks.swap.optimizers import Optimizer
+from benchmarks.swap.problem import Problem
+
+_PARTS = 10  # of a training in reinforcement learning, whose mean returns are kept
+
+
+def train(
+  problem: tuple[str, Problem],
+  optimizer: tuple[str, Optimizer],
+  seeds: Sequence[int],
+  folder: pathlib.Path,
+  resume: bool = True,
+) -> list[int]:
+  """Trains a problem with an optimizer from every seed whose result is missing.
+
+  Args:
+    problem: its name and itself.
+    optimizer: its name and itself.
+    seeds: one training each.
+    folder: of the results.
+    resume: whether results that are there already are kept, if they were made with the
+      same settings.
+
+  Returns:
+    The seeds that were trained.
+  """
+  name, task = problem
+  wanted = _wanted(name, optimizer) | {
+    "title": task.name,
+    "rate": task.rate,
+    "steps": task.steps,
+    "note": task.note,
+  }
+  missing = _missing(folder, wanted, seeds, resume)
+  if missing:
+    tx = optimizer[1].build(task.rate, task.partition)
+    run = training.trainer(task, tx)
+  for seed in missing:
+    _save(folder, wanted, seed, run(seed)._asdict())
+  return missing
+
+
+def reinforce(
+  task: tuple[str, ppo.Task],
+  optimizer: tuple[str, Optimizer],
+  seeds: Sequence[int],
+  folder: pathlib.Path,
+  resume: bool = True,
+) -> list[int]:
+  """Trains a policy from every seed whose result is missing, all of them at once.
+
+  Args:
+    task: its name and itself.
+    optimizer: as in :func:`train`.
+    seeds: as in :func:`train`.
+    folder: of all results; these are below ``ppo``.
+    resume: as in :func:`train`.
+
+  Returns:
+    The seeds that were trained.
+  """
+  folder = folder / "ppo"
+  wanted = _wanted(task[0], optimizer) | {"task": task[1]._asdict()}
+  missing = _missing(folder, wanted, seeds, resume)
+  if missing:
+    run = ppo.trainer(task[1], optimizer[1].build(task[1].schedule, None))
+    keys = jax.vmap(jax.random.key)(np.asarray(missing, np.uint32))
+    totals, episodes = map(np.asarray, run(keys))
+    for seed, total, ended in zip(missing, totals, episodes, strict=True):
+      _save(folder, wanted, seed, _returns(total, ended))
+  return missing
+
+
+def _returns(total: np.ndarray, ended: np.ndarray) -> dict[str, Any]:
+  """Mean returns of the last updates' episodes, and of each tenth of the training."""
+  parts = np.array_split(total, _PARTS), np.array_split(ended, _PARTS)
+  tenths = [t.sum() / max(e.sum(), 1) for t, e in zip(*parts, strict=True)]
+  last = total[-ppo.LAST :].sum() / max(ended[-ppo.LAST :].sum(), 1)
+  return {"return": float(last), "returns": [float(value) for value in tenths]}
+
+
+def _wanted(problem: str, optimizer: tuple[str, Optimizer]) -> dict[str, Any]:
+  name, chosen = optimizer
+  return {
+    "problem": problem,
+    "optimizer": name,
+    "settings": dict(chosen.settings),
+    "version": chosen.version,
+  }
+
+
+def _missing(
+  folder: pathlib.Path, wanted: Mapping[str, Any], seeds: Sequence[int], resume: bool
+) -> list[int]:
+  files = {seed: _file(folder, wanted, seed) for seed in seeds}
+  return [s for s, file in files.items() if not (resume and results.done(file, wanted))]
+
+
+def _save(
+  folder: pathlib.Path, wanted: Mapping[str, Any], seed: int, found: Mapping[str, Any]
+) -> None:
+  record = {**wanted, "seed": seed, **found, "environment": results.environment()}
+  results.save(_file(folder, wanted, seed), record)
+
+
+def _file(folder: pathlib.Path, wanted: Mapping[str, Any], seed: int) -> pathlib.Path:
+  return folder / wanted["problem"] / f"{wanted['optimizer']}-{seed}.json"

@@ -1,0 +1,129 @@
+"""Following parameters into calls, branches and loops."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mbf_optax._partition import views
+from mbf_optax._partition.uses import Recorder
+from mbf_optax._partition.values import Source, Value, computed, source_of
+
+Body = Callable[[list[Value]], list[Value]]
+
+
+def nested(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
+  """A call of a jaxpr (``jit``, ``checkpoint``, ``custom_vjp``); else nothing known."""
+  for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    jaxpr = equation.params.get(name)
+    if jaxpr is not None and _fits(jaxpr, equation):
+      return walk.closed(jaxpr, values)
+  for value in values:
+    for view in value.views:
+      walk.lose(view, equation)
+  source = source_of(values)
+  return [computed(source, tuple(var.aval.shape)) for var in equation.outvars]
+
+
+def _fits(jaxpr: Any, equation: Any) -> bool:
+  """Whether the operands are the jaxpr's own; shards of a mesh have other shapes."""
+  inner = getattr(jaxpr, "jaxpr", jaxpr)
+  pairs = [(inner.invars, equation.invars), (inner.outvars, equation.outvars)]
+  return all(
+    [v.aval.shape for v in ours] == [v.aval.shape for v in theirs]
+    for ours, theirs in pairs
+  )
+
+
+def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
+  """The leading axis of what is scanned stacks independent layers."""
+  constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+  fixed, carry = values[:constants], values[constants : constants + carried]
+  scanned = [
+    value.changed(views.take_leading)._replace(outputs=(), origins=())
+    for value in values[constants + carried :]
+  ]
+
+  def body(inside: list[Value]) -> list[Value]:
+    return walk.closed(equation.params["jaxpr"], [*fixed, *inside, *scanned])
+
+  outputs = _loop(walk, body, carry)
+  stacked = [
+    value._replace(views=(), outputs=(), origins=()) for value in outputs[carried:]
+  ]
+  return outputs[:carried] + stacked
+
+
+def _while(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
+  tested = equation.params["cond_nconsts"]
+  constants = tested + equation.params["body_nconsts"]
+  fixed, carry = values[tested:constants], values[constants:]
+  body = functools.partial(_call, walk, equation.params["body_jaxpr"], fixed)
+  return _loop(walk, body, carry)
+
+
+def _call(
+  walk: Any, jaxpr: Any, fixed: list[Value], inside: list[Value]
+) -> list[Value]:
+  return walk.closed(jaxpr, [*fixed, *inside])
+
+
+def _loop(walk: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
+  """The outputs of a body whose first outputs go back in as its first inputs.
+
+  A parameter is carried as long as it comes out as it went in, up to what was added to
+  it; anything else that is carried is data.
+  """
+  carry = [
+    value._replace(outputs=(), origins=(), scalar=False)
+    if value.views
+    else Value(Source.DATA, scalar=value.scalar)
+    for value in carry
+  ]
+  outer = walk.record
+  while True:
+    walk.record = Recorder()
+    outputs = body(carry)
+    kept = [
+      _carried(before, after) for before, after in zip(carry, outputs, strict=False)
+    ]
+    if kept == carry:
+      outer.merge(walk.record)
+      walk.record = outer
+      return kept + outputs[len(carry) :]
+    carry = kept
+
+
+def _carried(before: Value, after: Value) -> Value:
+  remaining = {_without_events(view) for view in after.views}
+  kept = tuple(v for v in before.views if _without_events(v) in remaining)
+  source = before.source if kept == before.views else Source.DATA
+  return Value(
+    max(source, after.source if kept else Source.DATA),
+    kept,
+    scalar=before.scalar and after.scalar,
+  )
+
+
+def _without_events(view: views.View) -> views.View:
+  return view._replace(events=())
+
+
+def _cond(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
+  """What all branches agree on."""
+  branches = [walk.closed(b, values[1:]) for b in equation.params["branches"]]
+  return [_agreed(outputs) for outputs in zip(*branches, strict=True)]
+
+
+def _agreed(outputs: Sequence[Value]) -> Value:
+  first, *rest = outputs
+  return Value(
+    source_of(outputs),
+    tuple(v for v in first.views if all(v in other.views for other in rest)),
+    tuple(v for v in first.outputs if all(v in other.outputs for other in rest)),
+    tuple(v for v in first.origins if all(v in other.origins for other in rest)),
+    scalar=all(value.scalar for value in outputs),
+    indicator=all(value.indicator for value in outputs),
+  )
+
+
+RULES = {"scan": _scan, "while": _while, "cond": _cond}

@@ -1,0 +1,119 @@
+"""What a user asks of a partition: estimators, limits, and overrides by path."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from mbf_optax._partition.bounds import within_bounds
+from mbf_optax._partition.layer import Layer
+
+Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
+Override = tuple[str, Layer | str]
+
+ESTIMATORS: tuple[Dense, ...] = get_args(Dense)
+READINGS = (*ESTIMATORS, "conv", "dense", "rms")
+
+
+class Rule(NamedTuple):
+  """An override: a pattern searched for in paths, and what to read them as."""
+
+  pattern: re.Pattern[str]
+  layer: Layer | str
+
+  @classmethod
+  def parse(cls, pattern: str, layer: Layer | str) -> "Rule":
+    if not isinstance(layer, Layer) and layer not in READINGS:
+      raise ValueError(
+        f"mbf_optax: the override {pattern!r} asks for {layer!r}; use a Layer or"
+        f" one of {', '.join(map(repr, READINGS))}."
+      )
+    try:
+      return cls(re.compile(pattern), layer)
+    except re.error as error:
+      raise ValueError(
+        f"mbf_optax: the override {pattern!r} is no regular expression ({error}); use"
+        " re.escape to match a path as it is written."
+      ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+  """The arguments of a partition, checked.
+
+  Attributes:
+    dense: estimator of dense layers.
+    rank: number of gradients that ``"low_rank"`` layers keep.
+    full_limit: largest block for which ``"auto"`` may keep a matrix per neuron.
+    block_limit: largest number of inputs or outputs that one shared matrix spans.
+    rules: what to read otherwise, first match first.
+  """
+
+  dense: Dense
+  rank: int
+  full_limit: int
+  block_limit: int
+  rules: tuple[Rule, ...]
+
+  @classmethod
+  def checked(
+    cls,
+    dense: Dense,
+    rank: int,
+    full_limit: int,
+    block_limit: int,
+    overrides: Sequence[Override],
+  ) -> "Choices":
+    """Raises a ``ValueError`` that names the argument for what cannot be used."""
+    if dense not in ESTIMATORS:
+      raise ValueError(
+        f"mbf_optax: the partition got dense={dense!r}; use one of"
+        f" {', '.join(map(repr, ESTIMATORS))}."
+      )
+    limits = {"rank": rank, "full_limit": full_limit, "block_limit": block_limit}
+    for name, value in limits.items():
+      if value < 1:
+        raise ValueError(
+          f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
+        )
+    if isinstance(overrides, str | dict) or not all(
+      isinstance(pair, tuple | list) and len(pair) == 2 for pair in overrides
+    ):
+      raise ValueError(
+        f"mbf_optax: the partition got overrides={overrides!r}; give a list of pairs of"
+        ' a regular expression and a reading, [("Dense_0", "shared")] say.'
+      )
+    rules = tuple(Rule.parse(*pair) for pair in overrides)
+    return cls(dense, rank, full_limit, block_limit, rules)
+
+  def asked(self, path: str, weight: str | None) -> Layer | str | None:
+    """What the first override says; one of a weight does not reach its bias."""
+    for pattern, layer in self.rules:
+      of_weight = weight is not None and pattern.search(weight)
+      if pattern.search(path) and not of_weight:
+        return layer
+    return None
+
+  def check_matches(self, paths: Iterable[str]) -> None:
+    """Raises a ``ValueError`` for an override that matches none of the paths."""
+    paths = list(paths)
+    for pattern, _ in self.rules:
+      if paths and not any(pattern.search(path) for path in paths):
+        raise ValueError(
+          f"mbf_optax: the override {pattern.pattern!r} matches no leaf; the paths are"
+          f" {', '.join(paths)}."
+        )
+
+  def layer(self, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """A layer of blocks of an array, with the rank and the limits asked for.
+
+    A wider limit than the default is taken as it is.
+    """
+    layer = dataclasses.replace(
+      layer,
+      rank=self.rank,
+      full_limit=self.full_limit,
+      block_limit=self.block_limit,
+    )
+    is_asked = self.block_limit > Layer.block_limit
+    return layer if is_asked else within_bounds(layer, shape)

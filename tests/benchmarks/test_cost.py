@@ -1,0 +1,42 @@
+"""Timed steps are of the kinds that they are counted as."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mbf_optax
+from benchmarks.cost.measure import _at_count, _shares
+from benchmarks.cost.optimizers import Timed
+
+PERIODS = {"curvature_update_period": 3, "inverse_update_period": 6}
+PARAMS = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.arange(5.0)}}
+
+
+def matrices(state):
+  """Statistics and inverses of the layer's inputs, in any state."""
+  (ours,) = (node for node in state if hasattr(node, "curvature"))
+  layer = ours.curvature["Dense_0/kernel"]
+  layer = getattr(layer, "inputs", layer)
+  return layer.statistics, layer.inverse
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("name", ["mbf", "mbf_adam"])
+def test_every_kind_of_step_does_what_it_is_timed_for(name):
+  timed = Timed(getattr(mbf_optax, name)(0.1, **PERIODS), 3, 6)
+  update = jax.jit(timed.tx.update)
+  state = timed.tx.init(PARAMS)
+  for scale in (1.0, 0.3, -2.0):
+    _, state = update(jax.tree.map(lambda p, s=scale: s * p, PARAMS), state)
+  shares = _shares(timed)
+  assert sum(shares.values()) == pytest.approx(1)
+  found = {}
+  for count, share in shares.items():
+    before = _at_count(state, count)
+    _, after = update(PARAMS, before)
+    pairs = zip(matrices(before), matrices(after), strict=True)
+    found[tuple(not np.array_equal(*pair) for pair in pairs)] = share
+  assert found == pytest.approx(
+    {(True, True): 1 / 6, (True, False): 1 / 6, (False, False): 2 / 3}
+  )

@@ -1,0 +1,308 @@
+"""Problems run, results are kept and resumed, tables follow from them alone."""
+
+import argparse
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.swap import __main__ as command
+from benchmarks.swap import (
+  data,
+  environments,
+  ppo,
+  report,
+  runs,
+  science,
+  statistics,
+  tabular,
+  training,
+)
+from benchmarks.swap import optimizers as swapped
+from benchmarks.swap.optimizers import OPTIMIZERS, Optimizer
+from benchmarks.swap.problem import Problem
+from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
+
+pytestmark = pytest.mark.promotes
+
+
+def quadratic(steps=40):
+  """A problem whose training by gradient descent is known in closed form."""
+  return Problem(
+    "quadratic",
+    0.1,
+    "for the test",
+    steps,
+    init=lambda key: {"x": jnp.ones(2)},
+    loss=lambda params, batch, key: jnp.sum(params["x"] ** 2) / 2,
+    batch=lambda step, key: (),
+    held_out=lambda params: jnp.sum(params["x"] ** 2),
+  )
+
+
+SGD = Optimizer(lambda rate, partition: optax.sgd(rate), {}, "a test's")
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_first_step(name):
+  problem = PROBLEMS[name](None)
+  key = jax.random.key(0)
+
+  @jax.jit
+  def first(key):
+    params = problem.init(key)
+    batch = problem.batch(jnp.int32(0), key)
+    loss, gradient = jax.value_and_grad(problem.loss)(params, batch, key)
+    moved = jax.tree.map(lambda p, g: p - 1e-4 * g, params, gradient)
+    return loss, optax.tree.norm(gradient), problem.held_out(moved)
+
+  loss, norm, held_out = first(key)
+  assert np.isfinite([loss, norm, held_out]).all()
+  assert norm > 0
+  assert held_out >= 0
+  assert problem.steps % training.POINTS == 0
+  assert problem.steps // training.POINTS >= training.FIRST
+
+
+def test_sets():
+  assert not set(TUNING) & set(HELD_OUT)
+  assert set(TUNING) | set(HELD_OUT) == set(PROBLEMS)
+  assert len(PROBLEMS) >= 16
+
+
+def test_batches_depend_on_the_step_and_the_key_alone():
+  batch = tabular.noisy().batch
+  one, again = (batch(jnp.int32(3), jax.random.key(1))[0] for _ in range(2))
+  np.testing.assert_array_equal(one, again)
+  assert not np.array_equal(one, batch(jnp.int32(4), jax.random.key(1))[0])
+  assert not np.array_equal(one, batch(jnp.int32(3), jax.random.key(2))[0])
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_training_follows_closed_form(scanned):
+  problem = dataclasses.replace(quadratic(), scanned=scanned)
+  run = training.trainer(problem, optax.sgd(0.1))(0)
+  shrunk = 0.9 ** (2 * np.arange(41))  # squares after every step; 2 of them
+  np.testing.assert_allclose(run.held_out, 2 * shrunk[::4], rtol=1e-5)
+  np.testing.assert_allclose(run.first, shrunk[:20].mean(), rtol=1e-5)
+  np.testing.assert_allclose(run.train, shrunk[:40].reshape(10, 4).mean(1), rtol=1e-5)
+  assert run.seconds > 0
+
+
+def test_length_that_does_not_divide():
+  with pytest.raises(ValueError, match="35 steps, which is no multiple of 10"):
+    training.trainer(quadratic(35), optax.sgd(0.1))
+
+
+def test_resume(tmp_path):
+  task = "quadratic", quadratic()
+  assert runs.train(task, ("adam", SGD), [0, 1], tmp_path) == [0, 1]
+  kept = (tmp_path / "quadratic/adam-1.json").read_text()
+  assert runs.train(task, ("adam", SGD), [0, 1, 2], tmp_path) == [2]
+  (tmp_path / "quadratic/adam-0.json").unlink()
+  assert runs.train(task, ("adam", SGD), [0, 1, 2], tmp_path) == [0]
+  assert (tmp_path / "quadratic/adam-1.json").read_text() == kept
+  assert runs.train(task, ("adam", SGD), [1], tmp_path, resume=False) == [1]
+  other = SGD._replace(settings={"momentum": 0.9})
+  assert runs.train(task, ("adam", other), [1], tmp_path) == [1]
+  newer = "quadratic", quadratic(60)
+  assert runs.train(newer, ("adam", other), [1], tmp_path) == [1]
+
+
+def test_command_writes_all(tmp_path, monkeypatch, capsys):
+  short = {name: lambda folder: quadratic() for name in ("vae", "flow")}
+  monkeypatch.setattr(command, "PROBLEMS", short)
+  out = ["--out", str(tmp_path)]
+  names = ["--problems", "vae", "flow", "--optimizers", "adam", "mbf_adam"]
+  changed = 'near={"b1": 0.8}'
+  command.main([*names, "--seeds", "2", "--variant", changed, *out])
+  printed = capsys.readouterr().out
+  assert "near" in printed
+  record = json.loads((tmp_path / "vae/near-1.json").read_text())
+  assert record["settings"] == {"b1": 0.8}
+  assert record["environment"]["versions"]["jax"] == jax.__version__
+  (tmp_path / "swap.md").unlink()
+  (tmp_path / "swap.png").unlink()
+  command.main(["report", *out])
+  assert (tmp_path / "swap.md").read_text() in printed
+  assert (tmp_path / "swap.png").exists()
+
+
+def test_nothing_to_report(tmp_path):
+  with pytest.raises(SystemExit, match=r"adam.*run python -m benchmarks.swap"):
+    report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("fast", "is no JSON|no JSON"),
+    ("fast=[1]", "a name and a JSON object"),
+    ("={}", "a name and a JSON object"),
+    ("adam={}", "adam is taken"),
+  ],
+)
+def test_bad_variant(text, message):
+  with pytest.raises(argparse.ArgumentTypeError, match=message):
+    swapped.variant(text)
+
+
+def test_variant_reaches_the_partition():
+  _, chosen = swapped.variant('all={"b1": 0.5, "partition": {"full_limit": 3}}')
+  seen = {}
+
+  def factory(**arguments):
+    seen.update(arguments)
+    return swapped.mbf_optax.flax_partition()
+
+  chosen.build(0.1, factory)
+  assert seen == {"full_limit": 3}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_take_a_schedule(name):
+  tx = OPTIMIZERS[name].build(optax.linear_schedule(0.1, 0.0, 5), None)
+  params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+  updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+  assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def record(held_out, seconds=1.0, first=1.0):
+  return {"held_out": held_out, "seconds": seconds, "first": first}
+
+
+def test_ratio_and_its_error_against_a_simulation():
+  rng = np.random.default_rng(0)
+  base = 2 + 0.1 * rng.normal(size=(4000, 12))
+  own = 0.8 * base + 0.05 * rng.normal(size=base.shape)  # what is shared cancels
+  found = [statistics.ratio(a, b) for a, b in zip(own, base, strict=True)]
+  values = np.array([ratio.value for ratio in found])
+  errors = np.array([ratio.error for ratio in found])
+  np.testing.assert_allclose(values.mean(), 0.8, rtol=1e-3)
+  np.testing.assert_allclose(np.sqrt((errors**2).mean()), values.std(), rtol=0.05)
+
+
+def test_ratio_of_few():
+  assert math.isnan(statistics.ratio([1.0], [2.0]).error)
+  assert statistics.ratio([1.0, math.inf], [2.0, 2.0]).value == math.inf
+
+
+def test_equal_seconds_interpolates():
+  adam = {0: record([4.0, 3.0, 2.0], seconds=1.0)}
+  own = {0: record([4.0, 2.0, 1.0], seconds=4.0)}  # a quarter: half of the first half
+  assert statistics.at_equal_seconds(own, adam).value == pytest.approx(3.0 / 2.0)
+  assert statistics.at_equal_steps(own, adam).value == pytest.approx(1.0 / 2.0)
+  fast = {0: record([4.0, 2.0, 1.0], seconds=0.5)}
+  assert statistics.at_equal_seconds(fast, adam).value == pytest.approx(1.0 / 2.0)
+
+
+def test_only_common_seeds_count():
+  adam = {0: record([1.0]), 1: record([2.0])}
+  own = {1: record([1.0]), 2: record([9.0])}
+  assert statistics.at_equal_steps(own, adam).value == pytest.approx(0.5)
+
+
+def test_worst_is_first():
+  def group(loss):
+    return {"adam": {0: record([1.0])}, "mbf_adam": {0: record([loss])}}
+
+  groups = {"a": group(0.5), "b": group(None), "c": group(0.9)}
+  found = report.ratios(groups, statistics.at_equal_steps)
+  assert list(found) == ["b", "c", "a"]
+
+
+def test_geometric_mean():
+  ratios = [statistics.Ratio(0.5, 0.05), statistics.Ratio(2.0, 0.2)]
+  found = statistics.geometric_mean(ratios)
+  assert found.value == pytest.approx(1.0)
+  assert found.error == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_stand_ins_are_named(tmp_path):
+  assert "tinyshakespeare.txt" in data.text(tmp_path)[1]
+  graph, note = data.citations(None)
+  assert "cora.npz" in note
+  assert graph.features.shape == (2708, 512)
+  (tmp_path / "tinyshakespeare.txt").write_text("to be or not to be\n" * 9)
+  text, note = data.text(tmp_path)
+  assert note == ""
+  assert text.vocabulary == "\n benort"
+
+
+def test_exact_solution_solves_the_equation():
+  points = np.random.default_rng(0).random((5, 2)).astype(np.float32)
+
+  def exact(point):
+    return science._exact(point[None])[0]
+
+  found = jax.vmap(lambda point: science._laplacian(exact, point))(points)
+  by_hessian = jax.vmap(lambda point: jnp.trace(jax.hessian(exact)(point)))(points)
+  np.testing.assert_allclose(found, by_hessian, rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(
+    found, -5 * np.pi**2 * science._exact(points), rtol=1e-4, atol=1e-3
+  )
+
+
+@pytest.mark.parametrize("name", ppo.TASKS)
+def test_ppo(tmp_path, name):
+  task = ppo.TASKS[name]._replace(rollout=256, epochs=1, batch=512, steps=2048)
+  assert runs.reinforce((name, task), ("adam", OPTIMIZERS["adam"]), [0, 1], tmp_path)
+  assert runs.reinforce(
+    (name, task), ("adam", OPTIMIZERS["adam"]), [0, 1, 2], tmp_path
+  ) == [2]
+  found = json.loads((tmp_path / f"ppo/{name}/adam-0.json").read_text())
+  low, high = {"cartpole": (8, 60), "pendulum": (-2000, -500)}[name]
+  assert low < found["return"] < high  # as a policy that acts at random
+  assert "2 seeds" not in report.write(tmp_path)
+  assert f"PPO, {name}" in report.write(tmp_path)
+
+
+def test_advantages_against_a_loop():
+  task = ppo.TASKS["pendulum"]
+  rng = np.random.default_rng(0)
+  reward, value = rng.normal(size=(2, 6, 2))
+  ended = rng.random((6, 2)) < 0.3
+  last = rng.normal(size=2)
+  nothing = jnp.zeros((6, 2))
+  rollout = ppo.Rollout(
+    nothing, nothing, nothing, *map(jnp.asarray, (value, reward, ended)), nothing
+  )
+  advantage = ppo._targets(task, rollout, jnp.asarray(last))[3].reshape(6, 2)
+  values = np.concatenate([value, last[None]])
+  for copy in range(2):
+    for start in range(6):
+      total, weight = 0.0, 1.0
+      for t in range(start, 6):
+        after = 0.0 if ended[t, copy] else task.discount * values[t + 1, copy]
+        total += weight * (reward[t, copy] + after - value[t, copy])
+        weight *= task.discount * ppo.LAMBDA
+        if ended[t, copy]:
+          break
+      np.testing.assert_allclose(advantage[start, copy], total, rtol=1e-4, atol=1e-5)
+
+
+def test_pendulum_keeps_its_energy_without_torque():
+  environment = environments.ENVIRONMENTS["pendulum"]
+  state, energies = jnp.array([3.0, 0.0]), []
+  for _ in range(200):
+    state, reward, failed = environment.step(state, jnp.zeros(1))
+    energies.append(float(state[1] ** 2 / 2 + 15 * jnp.cos(state[0])))
+    assert reward <= 0
+    assert not failed
+  assert np.ptp(energies) < 0.5  # of 30 between the top and the bottom
+
+
+def test_cartpole_falls_without_control():
+  environment = environments.ENVIRONMENTS["cartpole"]
+  state, steps, failed = jnp.array([0.0, 0.0, 0.01, 0.0]), 0, False
+  while not failed:
+    state, reward, failed = environment.step(state, jnp.int32(1))
+    steps += 1
+    assert reward == 1
+  assert 8 <= steps <= 12  # pushed to one side without an end it falls in ten steps
+  assert state[2] < 0
