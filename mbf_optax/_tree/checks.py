@@ -17,10 +17,13 @@ def _concrete(value: Any) -> bool:
 
 def _number(name: str, value: Any) -> np.ndarray:
   """A known value as an array of numbers, or a ``TypeError``."""
+  refusal = TypeError(f"mbf_optax: {name} is {value!r}; it must be a number.")
+  if value is None or isinstance(value, str):  # NumPy makes numbers of them
+    raise refusal
   try:
     return np.asarray(value, float)
   except (TypeError, ValueError) as error:
-    raise TypeError(f"mbf_optax: {name} is {value!r}; it must be a number.") from error
+    raise refusal from error
 
 
 def positive(name: str, value: Any, usual: str) -> None:
@@ -43,8 +46,9 @@ def no_schedule(name: str, value: Any) -> None:
   """Raises a ``ValueError`` for a function where a number is needed."""
   if callable(value):
     raise ValueError(
-      f"mbf_optax: {name} is a function; only the learning rate and the damping can be"
-      " schedules. optax.inject_hyperparams makes schedules of the others."
+      f"mbf_optax: {name} is a function; only the learning rate, the weight decay, the"
+      " damping and the exponents can be schedules. optax.inject_hyperparams makes"
+      " schedules of the others."
     )
 
 
