@@ -97,12 +97,29 @@ def partition(value: Any) -> Any:
     raise TypeError(
       f"mbf_optax: partition is the function {name} itself; call it: {name}()."
     )
+  if isinstance(value, tuple | list):
+    raise TypeError(
+      "mbf_optax: partition is the readings of some tree, not what reads one."
+      " optax.inject_hyperparams calls every function that it is given; name this one"
+      ' in static_args: optax.inject_hyperparams(mbf_adam, static_args=("partition",)).'
+    )
   if not callable(value):
     raise TypeError(
       f"mbf_optax: partition is {value!r}; use flax_partition(), haiku_partition(),"
       " equinox_partition(), traced_partition(loss, params, batch), or None."
     )
   return value
+
+
+def mask(value: Any) -> None:
+  """Raises a ``TypeError`` for a mask that is the value of a function, not one."""
+  if value is False or isinstance(value, jax.Array):
+    raise TypeError(
+      f"mbf_optax: mask is {value}, and nothing would decay; give a tree of booleans or"
+      " a function from parameters to one. optax.inject_hyperparams calls every"
+      " function that it is given; name this one in static_args:"
+      ' optax.inject_hyperparams(mbf_adam, static_args=("mask",)).'
+    )
 
 
 def same_state_kind(state: Any, expected: type) -> None:

@@ -1,6 +1,5 @@
 """Powers of matrices by eigendecomposition, in the place of the library's own."""
 
-import functools
 import math
 
 import jax
@@ -17,29 +16,34 @@ def inverse_powers(systems, exponents, previous, method="sweep"):
 
 
 def _powers(system, exponent):
-  values, batch = system.values, system.values.shape[:-2]
-  if system.is_packed:
-    batch = values.shape[1:]
-  compute = functools.partial(_packed_power if system.is_packed else _power)
-  exponents = jnp.broadcast_to(exponent, batch)
-  shape = jax.ShapeDtypeStruct(values.shape, values.dtype)
-  new = jax.pure_callback(compute, shape, values, exponents)
-  return Results(new, jnp.ones(batch, bool), system.least)
+  statistics = system.statistics
+  others = (
+    jnp.broadcast_to(value, system.batch)
+    for value in (system.scale, system.shift, exponent)
+  )
+  compute = _packed_power if system.is_packed else _power
+  shape = jax.ShapeDtypeStruct(statistics.shape, statistics.dtype)
+  new = jax.pure_callback(compute, shape, statistics, *others)
+  return Results(new, jnp.ones(system.batch, bool), system.shift)
 
 
-def _power(values, exponents):
-  eigenvalues, vectors = np.linalg.eigh(np.asarray(values, np.float64))
+def _power(statistics, scale, shift, exponents):
+  scale, shift = (np.asarray(v, np.float64)[..., None, None] for v in (scale, shift))
+  values = np.asarray(statistics)
+  damped = scale * values.astype(np.float64) + shift * np.eye(values.shape[-1])
+  eigenvalues, vectors = np.linalg.eigh(damped)
   powers = eigenvalues ** -np.asarray(exponents, np.float64)[..., None]
   product = (vectors * powers[..., None, :]) @ vectors.swapaxes(-1, -2)
   return product.astype(values.dtype)
 
 
-def _packed_power(values, exponents):
+def _packed_power(statistics, *others):
+  values = np.asarray(statistics)
   n = (math.isqrt(8 * len(values) + 1) - 1) // 2
   rows, columns = np.triu_indices(n)
-  matrices = np.zeros((*values.shape[1:], n, n))
+  matrices = np.zeros((*values.shape[1:], n, n), values.dtype)
   matrices[..., rows, columns] = matrices[..., columns, rows] = np.moveaxis(
-    np.asarray(values), 0, -1
+    values, 0, -1
   )
-  powers = _power(matrices, exponents)[..., rows, columns]
-  return np.moveaxis(powers, -1, 0).astype(values.dtype)
+  powers = _power(matrices, *others)[..., rows, columns]
+  return np.moveaxis(powers, -1, 0)

@@ -257,3 +257,23 @@ def test_every_number_is_injected(name):
   numbers, tx = injected(name)
   state = tx.init(PARAMS)
   assert state.hyperparams.keys() == numbers.keys()
+
+
+def test_a_partition_that_is_injected_needs_static_args_and_is_told_so():
+  params = {"linear": {"w": jnp.ones((3, 5))}}
+  partition = mbf_optax.haiku_partition()
+  tx = optax.inject_hyperparams(mbf_optax.mbf_adam)(1e-3, partition=partition)
+  with pytest.raises(TypeError, match=r'inject_hyperparams.*static_args=\("partition'):
+    tx.init(params)
+  factory = optax.inject_hyperparams(mbf_optax.mbf_adam, static_args="partition")
+  state = factory(1e-3, partition=partition).init(params)
+  assert list(state.inner_state[0].curvature) == ["linear/w"]
+
+
+def test_a_mask_that_is_injected_needs_static_args_and_is_told_so():
+  """In place of no decay at all."""
+  tx = optax.inject_hyperparams(mbf_optax.mbf_adam)(
+    1e-3, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda leaf: leaf.ndim > 1, p)
+  )
+  with pytest.raises(TypeError, match=r'inject_hyperparams.*static_args=\("mask'):
+    tx.init(PARAMS)
