@@ -320,7 +320,8 @@ class _Method:
     for estimator in layers.estimators:
       r = estimator.reading
       new = foretold(to_blocks(r, leaves), to_blocks(r, before), len(r.stack_shape))
-      averages[r.path] = MEMORY * state.foretold[r.path] + (1 - MEMORY) * new
+      old = state.foretold[r.path]
+      averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
 
   def _is_due(self, k: jax.Array) -> jax.Array:

@@ -148,10 +148,12 @@ def test_statistics_and_regularized_matrices(name):
   for side, system in zip(
     estimator.sides, estimator.matrices(state, constant), strict=True
   ):
-    expected = regularized(name, side)
-    check_matrices(name, system.values, expected, system.is_packed)
-    np.testing.assert_allclose(system.least, SHIFT)
-    assert system.least.ndim == np.ndim(system.order)
+    expected = averages(name, side)
+    check_matrices(name, system.statistics, expected, system.is_packed)
+    np.testing.assert_allclose(system.scale, SCALE)
+    np.testing.assert_allclose(system.shift, SHIFT)
+    batch = len(system.batch)
+    assert system.scale.ndim == system.shift.ndim == np.ndim(system.order) == batch
     largest = max(len(matrix) for matrix in expected.values())
     assert np.max(system.order) == largest
 
@@ -200,14 +202,13 @@ def applied(name, powers, given):
 
 def inverted(system):
   """Results for a layer by NumPy, in the layout of its matrices."""
-  values = np.asarray(system.values)
+  dense = system.statistics
   if system.is_packed:
-    dense = np.moveaxis(np.asarray(triangles.unpack(system.values)), (0, 1), (-2, -1))
-    inverses = np.moveaxis(np.linalg.inv(dense), (-2, -1), (0, 1))
-    values = triangles.pack(f32(inverses))
-  else:
-    values = f32(np.linalg.inv(values))
-  return Results(values, jnp.array(True), system.least)
+    dense = np.moveaxis(np.asarray(triangles.unpack(dense)), (0, 1), (-2, -1))
+  inverses = np.linalg.inv(SCALE * dense + SHIFT * np.eye(dense.shape[-1]))
+  if system.is_packed:
+    inverses = triangles.pack(f32(np.moveaxis(inverses, (-2, -1), (0, 1))))
+  return Results(f32(inverses), jnp.array(True), system.shift)
 
 
 @pytest.mark.parametrize("name", [n for n in WITH_MATRICES if n != "low_rank"])

@@ -47,8 +47,7 @@ class OneNumber(Blocks):
   def matrices(self, state, regularize):
     order = np.ones((), int)
     spectrum = Spectrum(state.statistics[0, 0], order, self.reading.blocks, ())
-    scale, shift = regularize(spectrum)
-    return [Matrices(scale * state.statistics + shift, False, shift, order)]
+    return [Matrices(state.statistics, False, *regularize(spectrum), order)]
 
   def with_inverses(self, state, results):
     return state._replace(inverse=results[0].values)
