@@ -165,7 +165,7 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize("message", BAD_ARGUMENTS)
 def test_bad_arguments(message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises((TypeError, ValueError), match=message):
     trace(**BAD_ARGUMENTS[message])
 
 
