@@ -173,5 +173,11 @@ def _uses(
   for var in jaxpr.jaxpr.invars[len(leaves) :]:
     inputs.append(Value(Source.DATA, scalar=math.prod(var.aval.shape) == 1))
   walk = Walk()
-  walk.closed(jaxpr, inputs)
+  walk.follow(jaxpr, inputs, _first_if_a_loss(jaxpr.out_avals))
   return walk.record
+
+
+def _first_if_a_loss(outputs: Sequence[Any]) -> list[bool]:
+  """Which outputs are differentiated: a scalar that comes first, or all of them."""
+  is_loss = bool(outputs) and outputs[0].shape == ()
+  return [not is_loss or i == 0 for i in range(len(outputs))]
