@@ -58,7 +58,9 @@ def label(axes: Axes, x: float, y: float, text: str, **options: object) -> None:
   axes.text(x, y, text, **settings)
 
 
-def vector_and_matrix(axes: Axes, top: float, vector: np.ndarray, colours: list) -> None:
+def vector_and_matrix(
+  axes: Axes, top: float, vector: np.ndarray, colours: list
+) -> None:
   """A block vector, an arrow, and its outer product."""
   n = len(vector)
   size = 1.8 / n
@@ -114,7 +116,9 @@ def neuron(axes: Axes, top: float) -> None:
   for index, z in enumerate(outputs):
     face = shade(NEURON, 0.9) if index == 1 else PAPER
     axes.add_patch(Circle((2.3, z), 0.12, fc=face, ec=INK, lw=1.2, zorder=3))
-  label(axes, 1.6, top - 1.9, "neurons, each with a weight for\nevery input, and a bias")
+  label(
+    axes, 1.6, top - 1.9, "neurons, each with a weight for\nevery input, and a bias"
+  )
   arrow(axes, (3.1, top - 0.9), (5.1, top - 0.9))
   label(axes, 4.1, top - 0.4, "one neuron\nis one block", fontsize=11)
   vector_and_matrix(axes, top, values, [NEURON] * 5 + [BIAS])

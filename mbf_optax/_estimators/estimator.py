@@ -29,12 +29,14 @@ class Spectrum(NamedTuple):
     order: number of rows that are no padding, of the rank of ``batch``.
     sharers: number of gradient vectors that one step adds to a matrix.
     stack_axes: which axes of ``batch`` stack independent layers.
+    is_corrected: whether the bias correction is in the statistics already.
   """
 
   mean_diagonal: jax.Array
   order: np.ndarray
   sharers: int
   stack_axes: tuple[int, ...]
+  is_corrected: bool = False
 
 
 Regularizer = Callable[[Spectrum], tuple[jax.Array, jax.Array]]

@@ -112,6 +112,13 @@ class Parts:
     """``P V`` for columns ``(..., n, m)``."""
     return self.join(products.apply(state.inverse, self.split(columns)))
 
+  def inverse_diagonals(self, state: BlockState) -> jax.Array:
+    """Diagonals ``(kept, *stack, parts)`` of inverses, the first row's for padding."""
+    found = diagonals(state.inverse)
+    rows = np.arange(self.kept).reshape(-1, *[1] * (found.ndim - 1))
+    is_real = rows < self.orders(found.ndim - 2)[None]
+    return jnp.where(is_real, found, found[:1])
+
   def shardings(self, reading: Reading, sharding: NamedSharding) -> Any:
     """Where statistics and inverses lie."""
     names = axes.of_shared(reading, sharding, self.count, self.kept)
@@ -177,10 +184,10 @@ class SharedBlocks(ColumnBlocks):
 
   def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
     statistics = diagonals(state.statistics) / correction
-    return condition_number(statistics, diagonals(state.inverse))
+    return condition_number(statistics, self.parts.inverse_diagonals(state))
 
   def spread(self, state: BlockState) -> jax.Array:
-    return spread_of(diagonals(state.inverse))
+    return spread_of(self.parts.inverse_diagonals(state))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state

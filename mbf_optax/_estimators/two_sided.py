@@ -97,11 +97,12 @@ class TwoSidedBlocks(ColumnBlocks):
 
   def condition(self, state: TwoSidedState, correction: jax.Array) -> jax.Array:
     statistics = diagonals(state.inputs.statistics) / correction
-    return condition_number(statistics, diagonals(state.inputs.inverse))
+    return condition_number(statistics, self.parts.inverse_diagonals(state.inputs))
 
   def spread(self, state: TwoSidedState) -> jax.Array:
-    inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
-    return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
+    inputs = spread_of(self.parts.inverse_diagonals(state.inputs))
+    outputs = spread_of(self.output_parts.inverse_diagonals(state.outputs))
+    return jnp.maximum(jnp.max(inputs), jnp.max(outputs))
 
   def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> Any:
     del state

@@ -279,7 +279,7 @@ class _Method:
     def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
       dtype, shape = spectrum.mean_diagonal.dtype, spectrum.mean_diagonal.shape
       ones, damping = [1] * len(shape), devices.replicated(value, dtype)
-      correction = c.astype(dtype).reshape(ones)
+      correction = jnp.where(spectrum.is_corrected, 1, c).astype(dtype).reshape(ones)
       if not self.relative_damping:
         return 1 / correction, jnp.broadcast_to(damping, shape)
       axes = [a for a in range(len(shape)) if a not in spectrum.stack_axes]

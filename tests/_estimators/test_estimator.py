@@ -202,9 +202,11 @@ def applied(name, powers, given):
 
 def inverted(system):
   """Results for a layer by NumPy, in the layout of its matrices."""
-  dense = system.statistics
+  dense = np.asarray(system.statistics)
   if system.is_packed:
-    dense = np.moveaxis(np.asarray(triangles.unpack(dense)), (0, 1), (-2, -1))
+    dense = np.moveaxis(
+      np.asarray(triangles.unpack(system.statistics)), (0, 1), (-2, -1)
+    )
   inverses = np.linalg.inv(SCALE * dense + SHIFT * np.eye(dense.shape[-1]))
   if system.is_packed:
     inverses = triangles.pack(f32(np.moveaxis(inverses, (-2, -1), (0, 1))))
