@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mbf_optax._estimators import estimator as protocol
-from mbf_optax._estimators.estimator import INPUTS, OUTPUTS, Spectrum
+from mbf_optax._estimators.estimator import INPUTS, OUTPUTS
 from mbf_optax._estimators.low_rank import normalized
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg import triangles
@@ -225,7 +225,8 @@ def test_directions_are_products_with_the_inverses(name):
   }
   expected = applied(name, inverses, given)
   found = estimator.precondition(state, f32(given), None)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  largest = np.max(np.abs(expected))
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
   for kept, result in zip(estimator.inverses(state), results, strict=True):
     np.testing.assert_array_equal(kept, result.values)
 
@@ -346,8 +347,3 @@ def test_low_rank_weights_are_normalised_when_completed():
   np.testing.assert_allclose(np.sum(estimator.completed(state).weights), 1, rtol=1e-6)
   empty = normalized(estimator.init(jnp.float32))
   np.testing.assert_array_equal(empty.weights, 0)
-
-
-def test_spectrum_is_a_plain_record():
-  spectrum = Spectrum(jnp.ones(2), np.ones(1), 3, ())
-  assert spectrum._fields == ("mean_diagonal", "order", "sharers", "stack_axes")
