@@ -58,7 +58,9 @@ def label(axes: Axes, x: float, y: float, text: str, **options: object) -> None:
   axes.text(x, y, text, **settings)
 
 
-def vector_and_matrix(axes: Axes, top: float, vector: np.ndarray, colours: list) -> None:
+def vector_and_matrix(
+  axes: Axes, top: float, vector: np.ndarray, colours: list
+) -> None:
   """A block vector, an arrow, and its outer product."""
   n = len(vector)
   size = 1.8 / n
@@ -87,12 +89,14 @@ def convolution(axes: Axes, top: float) -> None:
   left, upper = 0.4 + 0.62, top - 0.62
   cells(axes, taken.reshape(3, 3), left, upper, 0.17, [KERNEL] * 3)
   outline(axes, left - 0.04, upper + 0.04, 0.59, 0.59)
-  label(axes, 1.6, top - 1.9, "kernels: a 3 × 3 square for every\npair of channels")
+  label(
+    axes, 1.6, top - 1.9, "kernels: a 3 $\\times$ 3 square for every\npair of channels"
+  )
   arrow(axes, (3.1, top - 0.9), (5.1, top - 0.9))
   label(axes, 4.1, top - 0.4, "one kernel\nis one block", fontsize=11)
   vector_and_matrix(axes, top, taken, [KERNEL] * 9)
   label(axes, 5.45, top - 1.9, "9 weights")
-  label(axes, 8.15, top - 1.9, "its own 9 × 9 matrix")
+  label(axes, 8.15, top - 1.9, "its own 9 $\\times$ 9 matrix")
 
 
 def neuron(axes: Axes, top: float) -> None:
@@ -114,7 +118,9 @@ def neuron(axes: Axes, top: float) -> None:
   for index, z in enumerate(outputs):
     face = shade(NEURON, 0.9) if index == 1 else PAPER
     axes.add_patch(Circle((2.3, z), 0.12, fc=face, ec=INK, lw=1.2, zorder=3))
-  label(axes, 1.6, top - 1.9, "neurons, each with a weight for\nevery input, and a bias")
+  label(
+    axes, 1.6, top - 1.9, "neurons, each with a weight for\nevery input, and a bias"
+  )
   arrow(axes, (3.1, top - 0.9), (5.1, top - 0.9))
   label(axes, 4.1, top - 0.4, "one neuron\nis one block", fontsize=11)
   vector_and_matrix(axes, top, values, [NEURON] * 5 + [BIAS])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -18,7 +19,6 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 
 PACKED_LIMIT = 64
 _HIGHEST = jax.lax.Precision.HIGHEST

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -31,7 +32,6 @@ from mbf_optax._estimators.full import (
 )
 from mbf_optax._linalg import products
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Reading
 
 _WIDE = 256  # rows beyond which a whole matrix is padded to divide evenly over a mesh
