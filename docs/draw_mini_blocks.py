@@ -89,12 +89,14 @@ def convolution(axes: Axes, top: float) -> None:
   left, upper = 0.4 + 0.62, top - 0.62
   cells(axes, taken.reshape(3, 3), left, upper, 0.17, [KERNEL] * 3)
   outline(axes, left - 0.04, upper + 0.04, 0.59, 0.59)
-  label(axes, 1.6, top - 1.9, "kernels: a 3 × 3 square for every\npair of channels")
+  label(
+    axes, 1.6, top - 1.9, "kernels: a 3 $\\times$ 3 square for every\npair of channels"
+  )
   arrow(axes, (3.1, top - 0.9), (5.1, top - 0.9))
   label(axes, 4.1, top - 0.4, "one kernel\nis one block", fontsize=11)
   vector_and_matrix(axes, top, taken, [KERNEL] * 9)
   label(axes, 5.45, top - 1.9, "9 weights")
-  label(axes, 8.15, top - 1.9, "its own 9 × 9 matrix")
+  label(axes, 8.15, top - 1.9, "its own 9 $\\times$ 9 matrix")
 
 
 def neuron(axes: Axes, top: float) -> None:

@@ -1,9 +1,9 @@
 """What every kind of mini-block can do: the seam between optimizers and layers.
 
 An estimator belongs to one layer. It works on block vectors ``(n, *stack, *counted)``
-and on its own state, a named tuple of arrays. Making matrices and taking back what was
-computed of them are two calls, so that matrices of equal order from all layers go
-through one batch between them (:mod:`mbf_optax._linalg.batches`).
+and on its own state, a named tuple of arrays. Making matrices and taking back their
+inverses are two calls. Between them, matrices of equal order from all layers are
+inverted in one batch (:mod:`mbf_optax._linalg.batches`).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Spectrum(NamedTuple):
 
   Attributes:
     mean_diagonal: of every matrix, bias correction not yet applied, ``(*batch)``.
-    order: number of rows that are no padding, of the rank of ``batch``.
+    order: number of rows without padding, an array of the rank of ``batch``.
     sharers: number of gradient vectors that one step adds to a matrix.
     stack_axes: which axes of ``batch`` stack independent layers.
     is_corrected: whether the bias correction is in the statistics already.
@@ -45,7 +45,7 @@ Regularizer = Callable[[Spectrum], tuple[jax.Array, jax.Array]]
 
 
 def unregularized(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
-  """Statistics as they are: for layers whose matrices are made elsewhere."""
+  """Leaves statistics as they are."""
   ones = jnp.ones_like(spectrum.mean_diagonal)
   return ones, jnp.zeros_like(ones)
 
@@ -104,10 +104,10 @@ class Estimator(Protocol):
     """Positive definite matrices, one entry a side."""
 
   def inverses(self, state: Any) -> list[jax.Array]:
-    """What was last made of the matrices, one entry a side."""
+    """The inverses (or powers) in use, one entry a side."""
 
   def with_inverses(self, state: Any, results: list[Results]) -> Any:
-    """State with what was made of its matrices."""
+    """State with the inverses (or powers) that were computed of its matrices."""
 
   def precondition(
     self, state: Any, vectors: jax.Array, regularize: Regularizer
@@ -118,10 +118,10 @@ class Estimator(Protocol):
     """
 
   def norms(self, vectors: jax.Array) -> jax.Array:
-    """Norm of what moves as one, broadcast against block vectors ``(n, *batch)``."""
+    """Norms of the parts that get one length each, broadcast to ``(n, *batch)``."""
 
   def condition(self, state: Any, correction: jax.Array) -> jax.Array:
-    """Estimated condition number of every regularized matrix, of its inverse."""
+    """Estimated condition number of every regularized matrix, from its inverse."""
 
   def spread(self, state: Any) -> jax.Array:
     """Largest over smallest diagonal element of every kept inverse or power."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -31,7 +32,6 @@ from mbf_optax._estimators.full import (
 )
 from mbf_optax._linalg import products
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Reading
 
 _WIDE = 256  # rows beyond which a whole matrix is padded to divide evenly over a mesh
@@ -56,7 +56,7 @@ class Parts:
 
   @property
   def rows(self) -> int:
-    """Rows of a part, without padding the last."""
+    """Rows of every part but the last, which may have fewer."""
     return -(-self.n // self.count)
 
   @property
@@ -71,7 +71,7 @@ class Parts:
     return -(-self.n // 8) * 8
 
   def orders(self, stack_ndim: int) -> np.ndarray:
-    """Rows of every part that are no padding, ``(*1s, parts)``."""
+    """Rows of every part without padding, ``(*1s, parts)``."""
     rows = np.full(self.count, self.rows)
     rows[-1] = self.n - (self.count - 1) * self.rows
     return rows.reshape(*[1] * stack_ndim, self.count)
@@ -176,7 +176,7 @@ class SharedBlocks(ColumnBlocks):
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
   def norms(self, vectors: jax.Array) -> jax.Array:
-    """By neuron and part: each part was scaled by a matrix of its own."""
+    """By neuron and part, since every part has a matrix of its own."""
     parts = self.parts
     split = parts.split(self.columns(vectors))
     lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)

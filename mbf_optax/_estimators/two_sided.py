@@ -39,7 +39,7 @@ class TwoSidedState(NamedTuple):
 
 
 class TwoSidedBlocks(ColumnBlocks):
-  """A layer moves as one: the outputs' matrix mixes its blocks."""
+  """One length for the whole layer, since the outputs' matrix mixes its blocks."""
 
   @property
   def sides(self) -> tuple[str, ...]:

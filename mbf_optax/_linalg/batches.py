@@ -2,8 +2,8 @@
 
 Matrices of equal order from all layers go through one batch, so that the compiled
 program grows with the number of distinct orders and not with the depth of the network.
-With several devices every layer stays a part of its own: joining would undo each
-layer's sharding.
+With several devices every layer is inverted by itself: joining would undo each layer's
+sharding.
 """
 
 import collections
@@ -32,7 +32,7 @@ class Matrices(NamedTuple):
     is_packed: which of the two.
     scale: broadcasts against ``batch`` and has its rank.
     shift: likewise; a lower bound of the eigenvalues.
-    order: number of rows that are no padding, an integer array like ``shift``.
+    order: number of rows without padding, an integer array like ``shift``.
     as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
@@ -51,7 +51,7 @@ class Matrices(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What was computed of a layer's matrices.
+  """Inverses or powers of a layer's matrices.
 
   Attributes:
     values: in the shape of the statistics; where a new one is not finite, the previous.
@@ -326,7 +326,7 @@ def _invert_matrices(matrices: jax.Array, method: Method) -> jax.Array:
 
 
 def _split(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
-  """A part's batch cut into its layers', which is the whole where there is one."""
+  """A part's batch, cut into those of its layers."""
   if len(sizes) == 1:
     return [joined]
   return jax.lax.platform_dependent(

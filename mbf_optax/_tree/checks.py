@@ -62,7 +62,7 @@ def decay(name: str, value: Any) -> None:
 
 
 def period(name: str, value: Any) -> None:
-  """Raises a ``ValueError`` for a schedule, or a value known to be no count."""
+  """Raises a ``ValueError`` for a schedule, or a known value that does not count."""
   no_schedule(name, value)
   if not _concrete(value):
     return
@@ -74,7 +74,7 @@ def period(name: str, value: Any) -> None:
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
-  """Raises a ``ValueError`` for a value that is none of the choices."""
+  """Raises a ``ValueError`` for a value that is not among the choices."""
   if value not in choices:
     raise ValueError(
       f"mbf_optax: {name} is {value!r}; use one of {', '.join(map(repr, choices))}."

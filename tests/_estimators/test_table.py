@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._estimators import table
+from mbf_optax._estimators import axes, table
 from mbf_optax._estimators.estimator import Blocks, Operations, Spectrum
 from mbf_optax._linalg.batches import Matrices
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Estimator, Layer, Reading, read
 
 

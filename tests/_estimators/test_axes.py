@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mbf_optax._mesh import axes
+from mbf_optax._estimators import axes
 from mbf_optax._partition.layer import Layer, read
 
 MESH = AbstractMesh((2, 4), ("x", "y"))
