@@ -36,16 +36,37 @@ SHAPES = {
 }
 RANK = 5
 
-ASKED = [("conv_large", "full"), ("shared", "shared")]
+ADAM_SHAPES = {  # a layer of every estimator, alone and stacked
+  name: SHAPES[name]
+  for name in (
+    "conv2d",
+    "conv_shared",
+    "dense_full",
+    "dense_low_rank",
+    "dense_shared",
+    "dense_wide",
+    "norm",
+    "scalar",
+    "stack",
+  )
+}
+
 PARTITION = mbf_optax.flax_partition(
-  "full", rank=RANK, overrides=[*ASKED, ("low_rank", "low_rank")]
+  "full",
+  rank=RANK,
+  overrides=[("conv_large", "full"), ("shared", "shared"), ("low_rank", "low_rank")],
 )
 
 
 def adam_partition(block_limit: int = 256) -> mbf_optax.Partition:
-  """The same for ``mbf_adam``, with two sides in the place of a low rank."""
+  """For ``mbf_adam``, with two sides in the place of a low rank.
+
+  Of a tree without the very large convolution.
+  """
   return mbf_optax.flax_partition(
-    "full", block_limit=block_limit, overrides=[*ASKED, ("low_rank", "two_sided")]
+    "full",
+    block_limit=block_limit,
+    overrides=[("shared", "shared"), ("low_rank", "two_sided")],
   )
 
 

@@ -22,20 +22,7 @@ from tests._optimizers import exact
 from tests.contract.common import random_tree
 from tests.reference_adam import MbfAdamReference
 
-SHAPES = {  # a layer of every estimator, alone and stacked
-  name: trees.SHAPES[name]
-  for name in (
-    "conv2d",
-    "conv_shared",
-    "dense_full",
-    "dense_low_rank",
-    "dense_shared",
-    "dense_wide",
-    "norm",
-    "scalar",
-    "stack",
-  )
-}
+SHAPES = trees.ADAM_SHAPES
 LAYERS = [
   layer
   for layer in trees.oracle_layers("both")

@@ -13,17 +13,21 @@ import mbf_optax
 from tests import trees
 
 
-def shapes(dtype):
+def shapes(dtype, tree=trees.SHAPES):
   return jax.tree.map(
     lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-    trees.SHAPES,
+    tree,
     is_leaf=lambda node: isinstance(node, tuple),
   )
 
 
 OPTIMIZERS = {
-  "mbf": (mbf_optax.scale_by_mbf, trees.PARTITION),
-  "mbf_adam": (mbf_optax.scale_by_mbf_adam, trees.adam_partition(4)),
+  "mbf": (mbf_optax.scale_by_mbf, trees.PARTITION, trees.SHAPES),
+  "mbf_adam": (
+    mbf_optax.scale_by_mbf_adam,
+    trees.adam_partition(4),
+    trees.ADAM_SHAPES,
+  ),
 }
 
 
@@ -33,10 +37,11 @@ OPTIMIZERS = {
   [(jnp.float32, None), (jnp.bfloat16, None), (jnp.bfloat16, "bfloat16")],
 )
 def test_bytes_are_those_of_the_state(optimizer, dtype, inverse_dtype):
-  scale_by, partition = OPTIMIZERS[optimizer]
+  scale_by, partition, tree = OPTIMIZERS[optimizer]
+  params = shapes(dtype, tree)
   options = {"partition": partition, "inverse_dtype": inverse_dtype}
-  summary = mbf_optax.summarize(shapes(dtype), optimizer=optimizer, **options)
-  state = jax.eval_shape(scale_by(**options).init, shapes(dtype))
+  summary = mbf_optax.summarize(params, optimizer=optimizer, **options)
+  state = jax.eval_shape(scale_by(**options).init, params)
   assert summary.state_bytes == nbytes(state)
   # Counts and bias corrections belong to no layer, nor do persistences.
   others = state._asdict()
