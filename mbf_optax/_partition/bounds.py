@@ -36,6 +36,8 @@ def within_bounds(layer: Layer, shape: tuple[int, ...]) -> Layer:
   taken = layer.block_axes + layer.stack_axes
   counted = math.prod(n for axis, n in enumerate(shape) if axis not in taken)
   limit = max(1, min(layer.block_limit, _PART * min(size, counted)))
+  if limit == layer.block_limit:
+    return layer
   return dataclasses.replace(layer, block_limit=limit)
 
 

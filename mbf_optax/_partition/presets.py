@@ -8,7 +8,8 @@ from mbf_optax._partition.channels_first import ChannelsFirst
 from mbf_optax._partition.channels_last import ChannelsLast
 from mbf_optax._partition.equinox_types import EquinoxTypes
 from mbf_optax._partition.layer import Partition
-from mbf_optax._partition.named import Dense, NamedPartition, Override
+from mbf_optax._partition.named import NamedPartition
+from mbf_optax._partition.overrides import Choices, Dense, Override
 
 _FLAX = ChannelsLast()
 _HAIKU = ChannelsLast(weights=("w", "w_i", "w_h"), bias="b")
@@ -90,9 +91,8 @@ def flax_partition(
     Conv_0/kernel full 512 9
   """
   conventions = (_FLAX, _HAIKU, _EQUINOX, ByShape(_FLAX, outputs_first=False))
-  return NamedPartition.checked(
-    conventions, dense, rank, full_limit, block_limit, overrides
-  )
+  choices = Choices.checked(dense, rank, full_limit, block_limit, overrides)
+  return NamedPartition(conventions, choices)
 
 
 def haiku_partition(
@@ -125,9 +125,8 @@ def haiku_partition(
     auto 5 21
   """
   conventions = (_HAIKU, ByShape(_HAIKU, outputs_first=False))
-  return NamedPartition.checked(
-    conventions, dense, rank, full_limit, block_limit, overrides
-  )
+  choices = Choices.checked(dense, rank, full_limit, block_limit, overrides)
+  return NamedPartition(conventions, choices)
 
 
 def equinox_partition(
@@ -171,9 +170,8 @@ def equinox_partition(
   """
   named = (_EQUINOX, ByShape(_EQUINOX, outputs_first=True))
   types = () if model is None else (EquinoxTypes.of(model),)
-  return NamedPartition.checked(
-    (*types, *named), dense, rank, full_limit, block_limit, overrides
-  )
+  choices = Choices.checked(dense, rank, full_limit, block_limit, overrides)
+  return NamedPartition((*types, *named), choices)
 
 
 PRESETS: Mapping[str, Callable[[], Partition]] = {

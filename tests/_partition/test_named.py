@@ -1,6 +1,7 @@
 """How named partitions choose estimators, and how often they look at a tree."""
 
 import math
+import re
 import sys
 
 import jax
@@ -133,18 +134,18 @@ def test_who_says_what_a_layer_is():
 
 
 @pytest.mark.parametrize(
-  ("overrides", "error", "message"),
+  ("overrides", "message"),
   [
-    ({"Dense_0": "rms"}, TypeError, "overrides is a dict; give a list of pairs"),
-    ("Dense_0", TypeError, "overrides is a str"),
-    (["Dense_0"], ValueError, "an override is 'Dense_0'; give pairs"),
-    ([("Dense_0", "rms", 3)], ValueError, "give pairs"),
-    ([("Dense_0", "diagonal")], ValueError, "asks for 'diagonal'"),
-    ([("Dense_0[", "rms")], ValueError, "is no regular expression"),
+    ({"Dense_0": "rms"}, "overrides={'Dense_0': 'rms'}; give a list of pairs"),
+    ("Dense_0", "overrides='Dense_0'; give a list of pairs"),
+    (["Dense_0"], "give a list of pairs"),
+    ([("Dense_0", "rms", 3)], "give a list of pairs"),
+    ([("Dense_0", "diagonal")], "asks for 'diagonal'"),
+    ([("Dense_0[", "rms")], "is no regular expression"),
   ],
 )
-def test_overrides_of_a_wrong_kind(overrides, error, message):
-  with pytest.raises(error, match=message):
+def test_overrides_of_a_wrong_kind(overrides, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
     mbf_optax.flax_partition(overrides=overrides)
 
 
