@@ -1,5 +1,6 @@
 """Powers of matrices by eigendecomposition, in the place of the library's own."""
 
+import contextlib
 import math
 
 import jax
@@ -7,6 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbf_optax._linalg.batches import Results
+
+
+@contextlib.contextmanager
+def precision(wide):
+  """float64 for all threads, callbacks among them, which a context is not for."""
+  jax.config.update("jax_enable_x64", wide)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_x64", False)
 
 
 def inverse_powers(systems, exponents, previous, method="sweep"):

@@ -103,7 +103,7 @@ def follow(dtype_name, periods, limit, nesterov, scheduled, tolerance, powers="e
 
   With schedules the statistics have gradients of their own, too.
   """
-  with jax.enable_x64(dtype_name == "float64"):
+  with exact.precision(dtype_name == "float64"):
     dtype = jnp.dtype(dtype_name)
     hyper = HYPER | {
       "curvature_update_period": periods[0],
