@@ -63,8 +63,8 @@ class MbfAdamState(NamedTuple):
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
     foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
       average of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are scalars
-      for a tree without leaves.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
+      scalars for a tree without leaves.
   """
 
   adam: optax.ScaleByAdamState
