@@ -64,7 +64,8 @@ class MbfAdamState(NamedTuple):
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
     foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
       average of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``.
+    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
+      scalars for a tree without leaves.
   """
 
   adam: optax.ScaleByAdamState
@@ -249,6 +250,8 @@ class _Method:
     checks.same_state_kind(state, MbfAdamState)
     updates = states.as_arrays(updates)
     checks.same_structure(updates, state.adam.nu)
+    if not paths.flatten(updates):
+      return updates, state._replace(adam=self.adam.update(updates, state.adam)[1])
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(states.as_arrays(source), updates)
     layers = self._layers(self.partition(updates)).blocks
@@ -361,8 +364,8 @@ def init_state(
   return MbfAdamState(
     adam=adam.init(states.zeros(params)),
     bias_correction=jnp.zeros(()),
-    foretold=averages,
-    curvature=blocks.init(leaves),
+    foretold=states.by_layer(averages, leaves),
+    curvature=states.by_layer(blocks.init(leaves), leaves),
   )
 
 

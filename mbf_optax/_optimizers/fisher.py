@@ -46,7 +46,7 @@ class MbfState(NamedTuple):
     momentum: the heavy-ball momentum ``m``, structure and shapes of the parameters,
       float32 or wider.
     curvature: state of every layer by the path of its weight array: a ``BlockState``,
-      ``LowRankState`` or ``ElementwiseState``.
+      ``LowRankState`` or ``ElementwiseState``. A scalar for a tree without leaves.
   """
 
   count: jax.Array  # type: ignore[assignment]
@@ -293,12 +293,13 @@ class _Method:
 
 def init_state(layers: Layers, params: optax.Params) -> MbfState:
   """State before the first gradient."""
+  leaves = paths.flatten(params)
   return MbfState(
     count=jnp.zeros((), jnp.int32),
     bias_correction=jnp.zeros(()),
     elementwise_bias_correction=jnp.zeros(()),
     momentum=states.zeros(params),
-    curvature=layers.init(paths.flatten(params)),
+    curvature=states.by_layer(layers.init(leaves), leaves),
   )
 
 

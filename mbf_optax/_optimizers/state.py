@@ -38,6 +38,15 @@ def zeros(params: Any) -> Any:
   return jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), params)
 
 
+def by_layer(entries: dict[str, Any], leaves: paths.Leaves) -> Any:
+  """Entries by layer, or one number in their place for a tree without leaves.
+
+  ``optax.tree.map_params`` makes the state of a placeholder without leaves and maps the
+  real one by it: whatever is no tree like the parameters has to be a leaf there.
+  """
+  return entries if leaves else jnp.zeros(())
+
+
 def beside(params: Any, whole: NamedSharding) -> Any:
   """The layout of a tree like the parameters."""
   return jax.tree.map(lambda p: sharding_of(p) or whole, params)
