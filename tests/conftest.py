@@ -1,4 +1,4 @@
-"""Settings for all tests: checked shapes, strict promotion, reproducible property tests.
+"""Settings for all tests: checked shapes, strict promotion, reproducible properties.
 
 Every call in the packages below is checked against its annotations, shapes included.
 That has to be arranged before anything imports them.
