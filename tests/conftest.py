@@ -1,4 +1,7 @@
-"""Settings for all tests: strict promotion, reproducible property tests.
+"""Settings for all tests: checked shapes, strict promotion, reproducible properties.
+
+Every call in the packages below is checked against its annotations, shapes included.
+That has to be arranged before anything imports them.
 
 The library has to run under strict dtype promotion and without rank promotion. The
 moving averages of ``optax.scale_by_adam`` do not (they raise a float to the power of
@@ -10,8 +13,15 @@ import functools
 
 import hypothesis
 import jax
+import jaxtyping
 import optax
 import pytest
+
+CHECKED = ("_linalg", "_estimators", "_partition.blocks", "_optimizers")
+
+jaxtyping.install_import_hook(
+  [f"mbf_optax.{name}" for name in CHECKED], "beartype.beartype"
+)
 
 
 def _set_promotion(dtypes, ranks):

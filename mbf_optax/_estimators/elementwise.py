@@ -18,6 +18,7 @@ from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import Operations, Regularizer, Spectrum
 from mbf_optax._linalg.batches import Matrices, Results
 from mbf_optax._partition.layer import Reading
+from mbf_optax._tree.shapes import Array, Float, Inexact
 
 _EPSILON = 1e-8
 
@@ -26,10 +27,10 @@ class ElementwiseState(NamedTuple):
   """State of a layer that is read element by element.
 
   Attributes:
-    second_moment: moving average of ``|g|^2``, real, as blocks ``(1, *shape)``.
+    second_moment: moving average of ``|g|^2``, real, as blocks of one element.
   """
 
-  second_moment: jax.Array
+  second_moment: Float[Array, "1 *shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,10 @@ class ElementwiseBlocks:
     return ElementwiseState(jnp.zeros((1, *self.reading.shape), real))
 
   def accumulate(
-    self, state: ElementwiseState, gradient: jax.Array, ema: jax.Array
+    self,
+    state: ElementwiseState,
+    gradient: Inexact[Array, "1 *shape"],
+    ema: Float[Array, ""],
   ) -> ElementwiseState:
     square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
     square = jnp.where(jnp.isfinite(square), square, 0)
@@ -74,7 +78,7 @@ class ElementwiseBlocks:
     del state, regularize
     return []
 
-  def inverses(self, state: ElementwiseState) -> list[jax.Array]:
+  def inverses(self, state: ElementwiseState) -> list[Float[Array, "..."]]:
     del state
     return []
 
@@ -84,14 +88,16 @@ class ElementwiseBlocks:
     del results
     return state
 
-  def norms(self, vectors: jax.Array) -> jax.Array:
+  def norms(self, vectors: Inexact[Array, "1 *shape"]) -> Float[Array, "1 *shape"]:
     return jnp.abs(vectors)
 
-  def condition(self, state: ElementwiseState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: ElementwiseState, correction: Float[Array, ""]
+  ) -> Float[Array, "*shape"]:
     del correction
     return jnp.ones_like(state.second_moment[0])
 
-  def spread(self, state: ElementwiseState) -> jax.Array:
+  def spread(self, state: ElementwiseState) -> Float[Array, "*shape"]:
     return jnp.ones_like(state.second_moment[0])
 
   def shardings(self, state: ElementwiseState, sharding: NamedSharding) -> Any:
@@ -101,8 +107,8 @@ class ElementwiseBlocks:
 
   def _regularized(
     self, state: ElementwiseState, regularize: Regularizer
-  ) -> tuple[jax.Array, jax.Array]:
-    """Second moments ``(1, *shape)`` scaled, and what to add to them."""
+  ) -> tuple[Float[Array, "1 *shape"], Float[Array, "1 *#shape"]]:
+    """Second moments scaled, and what to add to them."""
     means = state.second_moment[0]
     order = np.ones([1] * means.ndim, int)
     spectrum = Spectrum(means, order, 1, self.reading.layer.stack_axes)
@@ -114,8 +120,11 @@ class RmsBlocks(ElementwiseBlocks):
   """``m / (sqrt(v) + epsilon)``, and zero where no gradient has been seen."""
 
   def precondition(
-    self, state: ElementwiseState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self,
+    state: ElementwiseState,
+    vectors: Inexact[Array, "1 *shape"],
+    regularize: Regularizer,
+  ) -> Inexact[Array, "1 *shape"]:
     moment, _ = self._regularized(state, regularize)
     divisor = jnp.where(moment > 0, jnp.sqrt(moment) + _EPSILON, jnp.inf)
     return vectors / divisor.astype(vectors.dtype)
@@ -128,8 +137,11 @@ class InverseBlocks(ElementwiseBlocks):
   """``m / (v + lambda)``, and zero where neither is positive."""
 
   def precondition(
-    self, state: ElementwiseState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self,
+    state: ElementwiseState,
+    vectors: Inexact[Array, "1 *shape"],
+    regularize: Regularizer,
+  ) -> Inexact[Array, "1 *shape"]:
     moment, shift = self._regularized(state, regularize)
     divisor = jnp.where(moment + shift > 0, moment + shift, jnp.inf)
     return vectors / divisor.astype(vectors.dtype)

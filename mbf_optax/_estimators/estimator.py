@@ -1,14 +1,15 @@
 """What every kind of mini-block can do: the seam between optimizers and layers.
 
-An estimator belongs to one layer. It works on block vectors ``(n, *stack, *counted)``
-and on its own state, a named tuple of arrays. Making matrices and taking back their
-inverses are two calls. Between them, matrices of equal order from all layers are
-inverted in one batch (:mod:`mbf_optax._linalg.batches`).
+An estimator belongs to one layer. It works on block vectors ``(n, *batch)``, the batch
+being ``(*stack, *counted)``, and on its own state, a named tuple of arrays. Making
+matrices and taking back what was computed of them are two calls, so that matrices of
+equal order from all layers go through one batch between them
+(:mod:`mbf_optax._linalg.batches`).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from mbf_optax._linalg.batches import Matrices, Results
 from mbf_optax._partition.layer import Reading
+from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
 INPUTS, OUTPUTS = "inputs", "outputs"
 
@@ -25,27 +27,31 @@ class Spectrum(NamedTuple):
   """What is known of statistics before they are made positive definite.
 
   Attributes:
-    mean_diagonal: of every matrix, bias correction not yet applied, ``(*batch)``.
-    order: number of rows without padding, an array of the rank of ``batch``.
+    mean_diagonal: of every matrix, bias correction not yet applied.
+    order: number of rows that are no padding, of the rank of ``batch``.
     sharers: number of gradient vectors that one step adds to a matrix.
     stack_axes: which axes of ``batch`` stack independent layers.
     is_corrected: whether the bias correction is in the statistics already.
   """
 
-  mean_diagonal: jax.Array
-  order: np.ndarray
+  mean_diagonal: Float[Array, "*batch"]
+  order: Int[np.ndarray, "*#batch"]
   sharers: int
   stack_axes: tuple[int, ...]
   is_corrected: bool = False
 
 
-Regularizer = Callable[[Spectrum], tuple[jax.Array, jax.Array]]
+Regularizer = Callable[
+  [Spectrum], tuple[Float[Array, "*#batch"], Float[Array, "*#batch"]]
+]
 """From what is known of statistics ``G`` to ``scale`` and ``shift`` of
 ``scale G + shift I``; both broadcast against the batch and have its rank."""
 
 
-def unregularized(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
-  """Leaves statistics as they are."""
+def unregularized(
+  spectrum: Spectrum,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+  """Statistics as they are: for layers whose matrices are made elsewhere."""
   ones = jnp.ones_like(spectrum.mean_diagonal)
   return ones, jnp.zeros_like(ones)
 
@@ -64,6 +70,7 @@ class Operations(NamedTuple):
   inverse: int
 
 
+@runtime_checkable
 class Estimator(Protocol):
   """Statistics of one layer's mini-blocks, and what follows from them.
 
@@ -94,8 +101,10 @@ class Estimator(Protocol):
   def init(self, dtype: jax.typing.DTypeLike) -> Any:
     """State before the first gradient; its inverses are identities."""
 
-  def accumulate(self, state: Any, gradient: jax.Array, ema: jax.Array) -> Any:
-    """State with one more gradient ``(n, *batch)`` in its moving average."""
+  def accumulate(
+    self, state: Any, gradient: Inexact[Array, "n *batch"], ema: Float[Array, ""]
+  ) -> Any:
+    """State with one more gradient in its moving average."""
 
   def completed(self, state: Any) -> Any:
     """State as after a complete moving average, whose weights sum to one."""
@@ -103,27 +112,27 @@ class Estimator(Protocol):
   def matrices(self, state: Any, regularize: Regularizer) -> list[Matrices]:
     """Positive definite matrices, one entry a side."""
 
-  def inverses(self, state: Any) -> list[jax.Array]:
-    """The inverses (or powers) in use, one entry a side."""
+  def inverses(self, state: Any) -> list[Float[Array, "..."]]:
+    """What was last made of the matrices, one entry a side."""
 
   def with_inverses(self, state: Any, results: list[Results]) -> Any:
     """State with the inverses (or powers) that were computed of its matrices."""
 
   def precondition(
-    self, state: Any, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
-    """``P v`` for block vectors ``(n, *batch)``.
+    self, state: Any, vectors: Inexact[Array, "n *batch"], regularize: Regularizer
+  ) -> Inexact[Array, "n *batch"]:
+    """``P v`` for block vectors.
 
     Elementwise blocks, whose inverse is never kept, regularize their statistics here.
     """
 
-  def norms(self, vectors: jax.Array) -> jax.Array:
-    """Norms of the parts that get one length each, broadcast to ``(n, *batch)``."""
+  def norms(self, vectors: Inexact[Array, "n *batch"]) -> Float[Array, "#n *#batch"]:
+    """Norm of what moves as one."""
 
-  def condition(self, state: Any, correction: jax.Array) -> jax.Array:
-    """Estimated condition number of every regularized matrix, from its inverse."""
+  def condition(self, state: Any, correction: Float[Array, ""]) -> Float[Array, "..."]:
+    """Estimated condition number of every regularized matrix, of its inverse."""
 
-  def spread(self, state: Any) -> jax.Array:
+  def spread(self, state: Any) -> Float[Array, "..."]:
     """Largest over smallest diagonal element of every kept inverse or power."""
 
   def shardings(self, state: Any, sharding: NamedSharding) -> Any:
@@ -158,14 +167,16 @@ class Blocks:
   def completed(self, state: Any) -> Any:
     return state
 
-  def inverses(self, state: Any) -> list[jax.Array]:
+  def inverses(self, state: Any) -> list[Float[Array, "..."]]:
     return [state.inverse]
 
-  def norms(self, vectors: jax.Array) -> jax.Array:
+  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "1 *batch"]:
     return norm(vectors, (0,))
 
 
-def norm(vectors: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def norm(
+  vectors: Float[Array, "*shape"], axes: tuple[int, ...]
+) -> Float[Array, "*#shape"]:
   """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
 
   Elements are squared in units of the largest.
@@ -176,10 +187,10 @@ def norm(vectors: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   return largest * jnp.sqrt(relative)
 
 
-def without_faults(gradient: jax.Array) -> jax.Array:
+def without_faults(gradient: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
   """Zeroes blocks with elements that cannot be squared.
 
-  A block ``(n, ...)`` with an element that is not finite, or so large that its square
+  A block with an element that is not finite, or so large that its square
   or a sum of such squares overflows, would otherwise poison the moving average. The sum
   itself is not taken: over the leading axis it costs a CPU more than the statistics do.
   """
@@ -188,12 +199,14 @@ def without_faults(gradient: jax.Array) -> jax.Array:
   return jnp.where(usable, gradient, 0)
 
 
-def spread_of(diagonals: jax.Array) -> jax.Array:
-  """Largest over smallest of positive diagonals ``(n, *batch)``."""
+def spread_of(diagonals: Float[Array, "n *batch"]) -> Float[Array, "*batch"]:
+  """Largest over smallest of positive diagonals."""
   return jnp.max(diagonals, axis=0) / jnp.min(diagonals, axis=0)
 
 
-def condition_number(statistics: jax.Array, inverse: jax.Array) -> jax.Array:
+def condition_number(
+  statistics: Float[Array, "n *batch"], inverse: Float[Array, "#n *batch"]
+) -> Float[Array, "*batch"]:
   r"""Condition numbers of ``A = G + lambda I``, from diagonals.
 
   The condition number is :math:`\lambda_{max}(A) \lambda_{max}(P)` with ``P`` the
@@ -203,7 +216,7 @@ def condition_number(statistics: jax.Array, inverse: jax.Array) -> jax.Array:
   small for :math:`\lambda_{max}(P)`.
 
   Args:
-    statistics: diagonals of ``G``, ``(n, *batch)``.
-    inverse: diagonals of ``P``, ``(n, *batch)``.
+    statistics: diagonals of ``G``.
+    inverse: diagonals of ``P``, or the largest element of each.
   """
   return 1 + jnp.sum(statistics, axis=0) * jnp.max(inverse, axis=0)

@@ -18,7 +18,8 @@ from mbf_optax._estimators.estimator import (
   without_faults,
 )
 from mbf_optax._linalg import triangles
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.batches import Matrices, Results, Stored
+from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -28,15 +29,15 @@ class BlockState(NamedTuple):
   """State of a layer that keeps matrices.
 
   Attributes:
-    statistics: moving average of ``g g^T``, float32 or wider: packed triangles
-      ``(n (n + 1) / 2, *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones,
-      ``(*stack, parts, n, n)`` for matrices that blocks share.
-    inverse: the preconditioner, in the same shape: the inverse of the damped statistics
+    statistics: moving average of ``g g^T``, float32 or wider: packed triangles ``(t,
+      *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones, ``(*stack, parts,
+      n, n)`` for matrices that blocks share.
+    inverse: what preconditions, in the same shape: the inverse of the damped statistics
       under ``mbf``, a power of it under ``mbf_adam``.
   """
 
-  statistics: jax.Array
-  inverse: jax.Array
+  statistics: Stored
+  inverse: Stored
 
 
 class _FullBlocks(Blocks):
@@ -49,8 +50,8 @@ class _FullBlocks(Blocks):
     n, blocks = self.reading.block_size, self.reading.blocks
     return Operations(2 * n * n * blocks, 3 * n * n * blocks, 2 * n**3 * blocks)
 
-  def _spectrum(self, diagonals: jax.Array) -> Spectrum:
-    """Of statistics with the diagonals ``(n, *batch)``."""
+  def _spectrum(self, diagonals: Float[Array, "n *batch"]) -> Spectrum:
+    """Of statistics with the given diagonals."""
     batch = self.reading.batch_shape
     order = np.full([1] * len(batch), self.reading.block_size)
     stacked = tuple(range(len(self.reading.stack_shape)))
@@ -66,7 +67,7 @@ class PackedBlocks(_FullBlocks):
     return BlockState(statistics, triangles.identity(n, batch, dtype))
 
   def accumulate(
-    self, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
     outer = triangles.outer(without_faults(gradient))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
@@ -77,16 +78,18 @@ class PackedBlocks(_FullBlocks):
     return [Matrices(state.statistics, True, scale, shift, spectrum.order)]
 
   def precondition(
-    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
+  ) -> Float[Array, "n *batch"]:
     del regularize
     return triangles.matvec(state.inverse, vectors)
 
-  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: BlockState, correction: Float[Array, ""]
+  ) -> Float[Array, "*batch"]:
     statistics = triangles.diagonal(state.statistics) / correction
     return condition_number(statistics, triangles.diagonal(state.inverse))
 
-  def spread(self, state: BlockState) -> jax.Array:
+  def spread(self, state: BlockState) -> Float[Array, "*batch"]:
     return spread_of(triangles.diagonal(state.inverse))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
@@ -102,7 +105,7 @@ class MatrixBlocks(_FullBlocks):
     return identity_state(self.reading.batch_shape, self.reading.block_size, dtype)
 
   def accumulate(
-    self, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
     vectors = jnp.moveaxis(without_faults(gradient), 0, -1)
     outer = vectors[..., :, None] * vectors[..., None, :]
@@ -114,18 +117,20 @@ class MatrixBlocks(_FullBlocks):
     return [Matrices(state.statistics, False, scale, shift, spectrum.order)]
 
   def precondition(
-    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
+  ) -> Float[Array, "n *batch"]:
     del regularize
     columns = jnp.moveaxis(vectors, 0, -1)[..., None]
     product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
     return jnp.moveaxis(product[..., 0], -1, 0)
 
-  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: BlockState, correction: Float[Array, ""]
+  ) -> Float[Array, "*batch"]:
     statistics = diagonals(state.statistics) / correction
     return condition_number(statistics, diagonals(state.inverse))
 
-  def spread(self, state: BlockState) -> jax.Array:
+  def spread(self, state: BlockState) -> Float[Array, "*batch"]:
     return spread_of(diagonals(state.inverse))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
@@ -134,8 +139,8 @@ class MatrixBlocks(_FullBlocks):
     return BlockState(placed, placed)
 
 
-def diagonals(matrices: jax.Array) -> jax.Array:
-  """``(*batch, n, n)`` to ``(n, *batch)``."""
+def diagonals(matrices: Float[Array, "*batch n n"]) -> Float[Array, "n *batch"]:
+  """Diagonals as block vectors."""
   return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
 
 

@@ -27,6 +27,7 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._tree.shapes import Array, Float, Int
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -38,19 +39,18 @@ class LowRankState(NamedTuple):
     history: ``(*batch, r, n)``, the gradients of every neuron, float32 or wider.
     weights: ``(r,)``, their weights in the moving average, not normalised.
     slot: ``()`` int32, where the next gradient goes.
-    gram: packed ``(r (r + 1) / 2, *batch)``, inner products of the history.
-    inverse: packed ``(r (r + 1) / 2, *batch)``, ``L^(-1)`` of ``lambda I + D K D = L
-      L^T`` with ``K`` the Gram matrix and ``D`` the square roots of the normalised
-      weights.
+    gram: packed triangles ``(r (r + 1) / 2, *batch)``, inner products of the history.
+    inverse: packed likewise, ``L^(-1)`` of ``lambda I + D K D = L L^T`` with ``K`` the
+      Gram matrix and ``D`` the square roots of the normalised weights.
     damping: ``(*batch,)``, the ``lambda`` that belongs to ``inverse``.
   """
 
-  history: jax.Array
-  weights: jax.Array
-  slot: jax.Array
-  gram: jax.Array
-  inverse: jax.Array
-  damping: jax.Array
+  history: Float[Array, "*batch r n"]
+  weights: Float[Array, "r"]
+  slot: Int[Array, ""]
+  gram: Float[Array, "r*(r+1)//2 *batch"]
+  inverse: Float[Array, "r*(r+1)//2 *batch"]
+  damping: Float[Array, "*batch"]
 
 
 class LowRankBlocks(Blocks):
@@ -77,7 +77,7 @@ class LowRankBlocks(Blocks):
     )
 
   def accumulate(
-    self, state: LowRankState, gradient: jax.Array, ema: jax.Array
+    self, state: LowRankState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> LowRankState:
     rank = self.reading.layer.rank
     row = jnp.moveaxis(without_faults(gradient), 0, -1)
@@ -121,8 +121,11 @@ class LowRankBlocks(Blocks):
     return state._replace(inverse=results[0].values, damping=damping)
 
   def precondition(
-    self, state: LowRankState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self,
+    state: LowRankState,
+    vectors: Float[Array, "n *batch"],
+    regularize: Regularizer,
+  ) -> Float[Array, "n *batch"]:
     del regularize
     columns = jnp.moveaxis(vectors, 0, -1)
     roots = jnp.sqrt(normalized(state).weights)
@@ -134,14 +137,16 @@ class LowRankBlocks(Blocks):
     along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)
     return jnp.moveaxis((columns - along[..., 0, :]) / state.damping[..., None], -1, 0)
 
-  def condition(self, state: LowRankState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: LowRankState, correction: Float[Array, ""]
+  ) -> Float[Array, "*batch"]:
     """From ``U^T U``, whose trace is that of ``U U^T``, and the bound 1 / damping."""
     del correction
     shares = normalized(state).weights.reshape(-1, *[1] * state.damping.ndim)
     gram = shares * triangles.diagonal(state.gram)
     return condition_number(gram, 1 / state.damping[None])
 
-  def spread(self, state: LowRankState) -> jax.Array:
+  def spread(self, state: LowRankState) -> Float[Array, "*batch"]:
     return self.condition(state, jnp.ones(()))
 
   def shardings(self, state: LowRankState, sharding: NamedSharding) -> Any:

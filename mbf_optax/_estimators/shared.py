@@ -33,6 +33,7 @@ from mbf_optax._estimators.full import (
 from mbf_optax._linalg import products
 from mbf_optax._linalg.batches import Matrices, Results
 from mbf_optax._partition.layer import Reading
+from mbf_optax._tree.shapes import Array, Float, Int
 
 _WIDE = 256  # rows beyond which a whole matrix is padded to divide evenly over a mesh
 
@@ -70,17 +71,21 @@ class Parts:
       return self.rows
     return -(-self.n // 8) * 8
 
-  def orders(self, stack_ndim: int) -> np.ndarray:
-    """Rows of every part without padding, ``(*1s, parts)``."""
+  def orders(self, stack_ndim: int) -> Int[np.ndarray, "*ones parts"]:
+    """Rows of every part that are no padding."""
     rows = np.full(self.count, self.rows)
     rows[-1] = self.n - (self.count - 1) * self.rows
     return rows.reshape(*[1] * stack_ndim, self.count)
 
-  def split(self, columns: jax.Array) -> jax.Array:
-    """``(..., n, m)`` to ``(..., parts, kept, m)``, padded with zeros."""
+  def split(
+    self, columns: Float[Array, "*stack n m"]
+  ) -> Float[Array, "*stack parts kept m"]:
+    """Columns cut into parts, padded with zeros."""
     return products.split_rows(columns, self.count, self.kept)
 
-  def join(self, columns: jax.Array) -> jax.Array:
+  def join(
+    self, columns: Float[Array, "*stack parts kept m"]
+  ) -> Float[Array, "*stack n m"]:
     """Inverse of :meth:`split`."""
     return products.join_rows(columns, self.n)
 
@@ -91,9 +96,9 @@ class Parts:
     return identity_state((*stack_shape, self.count), self.kept, dtype)
 
   def accumulate(
-    self, state: BlockState, columns: jax.Array, ema: jax.Array
+    self, state: BlockState, columns: Float[Array, "*stack n m"], ema: Float[Array, ""]
   ) -> BlockState:
-    """State with the mean over the columns ``(..., n, m)`` of their outer products."""
+    """State with the mean over the columns of their outer products."""
     mean = products.mean_product(self.split(columns))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
@@ -108,8 +113,10 @@ class Parts:
     scale, shift = regularize(Spectrum(means, order, sharers, tuple(range(stacked))))
     return Matrices(state.statistics, False, scale, shift, order)
 
-  def apply(self, state: BlockState, columns: jax.Array) -> jax.Array:
-    """``P V`` for columns ``(..., n, m)``."""
+  def apply(
+    self, state: BlockState, columns: Float[Array, "*stack n m"]
+  ) -> Float[Array, "*stack n m"]:
+    """``P V`` for columns ``V``."""
     return self.join(products.apply(state.inverse, self.split(columns)))
 
   def inverse_diagonals(self, state: BlockState) -> jax.Array:
@@ -134,12 +141,12 @@ class ColumnBlocks(Blocks):
     """How block vectors are cut."""
     return Parts(self.reading.block_size, self.reading.layer.block_limit)
 
-  def columns(self, vectors: jax.Array) -> jax.Array:
-    """``(n, *stack, *counted)`` to ``(*stack, n, blocks of one layer)``."""
+  def columns(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "*stack n m"]:
+    """Block vectors as columns, the ``m`` blocks of a layer in one axis."""
     columns = vectors.reshape(len(vectors), *self.reading.stack_shape, -1)
     return jnp.moveaxis(columns, 0, -2)
 
-  def vectors(self, columns: jax.Array) -> jax.Array:
+  def vectors(self, columns: Float[Array, "*stack n m"]) -> Float[Array, "n *batch"]:
     """Inverse of :meth:`columns`."""
     vectors = jnp.moveaxis(columns, -2, 0)
     return vectors.reshape(len(vectors), *self.reading.batch_shape)
@@ -159,7 +166,7 @@ class SharedBlocks(ColumnBlocks):
     return self.parts.init(self.reading.stack_shape, dtype)
 
   def accumulate(
-    self, state: BlockState, gradient: jax.Array, ema: jax.Array
+    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
     return self.parts.accumulate(state, self.columns(without_faults(gradient)), ema)
 
@@ -170,24 +177,26 @@ class SharedBlocks(ColumnBlocks):
     return state._replace(inverse=results[0].values)
 
   def precondition(
-    self, state: BlockState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
+  ) -> Float[Array, "n *batch"]:
     del regularize
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
-  def norms(self, vectors: jax.Array) -> jax.Array:
-    """By neuron and part, since every part has a matrix of its own."""
+  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
+    """By neuron and part: each part was scaled by a matrix of its own."""
     parts = self.parts
     split = parts.split(self.columns(vectors))
     lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)
     return self.vectors(parts.join(lengths))
 
-  def condition(self, state: BlockState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: BlockState, correction: Float[Array, ""]
+  ) -> Float[Array, "*stack parts"]:
     statistics = diagonals(state.statistics) / correction
     return condition_number(statistics, self.parts.inverse_diagonals(state))
 
-  def spread(self, state: BlockState) -> jax.Array:
-    return spread_of(self.parts.inverse_diagonals(state))
+  def spread(self, state: BlockState) -> Float[Array, "*stack parts"]:
+    return spread_of(diagonals(state.inverse))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state

@@ -24,6 +24,7 @@ from mbf_optax._estimators.estimator import (
 from mbf_optax._estimators.full import BlockState, diagonals
 from mbf_optax._estimators.shared import ColumnBlocks, Parts
 from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._tree.shapes import Array, Float
 
 
 class TwoSidedState(NamedTuple):
@@ -57,7 +58,10 @@ class TwoSidedBlocks(ColumnBlocks):
     )
 
   def accumulate(
-    self, state: TwoSidedState, gradient: jax.Array, ema: jax.Array
+    self,
+    state: TwoSidedState,
+    gradient: Float[Array, "n *batch"],
+    ema: Float[Array, ""],
   ) -> TwoSidedState:
     columns = self.columns(without_faults(gradient))
     return TwoSidedState(
@@ -72,7 +76,7 @@ class TwoSidedBlocks(ColumnBlocks):
       self.output_parts.matrices(state.outputs, reading.block_size, regularize),
     ]
 
-  def inverses(self, state: TwoSidedState) -> list[jax.Array]:
+  def inverses(self, state: TwoSidedState) -> list[Float[Array, "..."]]:
     return [state.inputs.inverse, state.outputs.inverse]
 
   def with_inverses(
@@ -85,24 +89,28 @@ class TwoSidedBlocks(ColumnBlocks):
     )
 
   def precondition(
-    self, state: TwoSidedState, vectors: jax.Array, regularize: Regularizer
-  ) -> jax.Array:
+    self,
+    state: TwoSidedState,
+    vectors: Float[Array, "n *batch"],
+    regularize: Regularizer,
+  ) -> Float[Array, "n *batch"]:
     del regularize
     columns = self.parts.apply(state.inputs, self.columns(vectors))
     return self.vectors(self.output_parts.apply(state.outputs, columns.mT).mT)
 
-  def norms(self, vectors: jax.Array) -> jax.Array:
+  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "1 *#batch"]:
     stacked = len(self.reading.stack_shape)
     return norm(vectors, (0, *range(1 + stacked, vectors.ndim)))
 
-  def condition(self, state: TwoSidedState, correction: jax.Array) -> jax.Array:
+  def condition(
+    self, state: TwoSidedState, correction: Float[Array, ""]
+  ) -> Float[Array, "*stack parts"]:
     statistics = diagonals(state.inputs.statistics) / correction
     return condition_number(statistics, self.parts.inverse_diagonals(state.inputs))
 
-  def spread(self, state: TwoSidedState) -> jax.Array:
-    inputs = spread_of(self.parts.inverse_diagonals(state.inputs))
-    outputs = spread_of(self.output_parts.inverse_diagonals(state.outputs))
-    return jnp.maximum(jnp.max(inputs), jnp.max(outputs))
+  def spread(self, state: TwoSidedState) -> Float[Array, ""]:
+    inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
+    return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
 
   def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> Any:
     del state

@@ -15,32 +15,36 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mbf_optax._linalg import shifts, triangles
 from mbf_optax._linalg.sweep import pad, padded_order, spd_inverse
 from mbf_optax._mesh import devices
+from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 Method = Literal["sweep", "linalg"]
+
+Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
+"""Symmetric matrices: packed triangles, or whole matrices."""
 
 
 class Matrices(NamedTuple):
   """Symmetric positive definite matrices ``scale G + shift I`` of one layer.
 
   Attributes:
-    statistics: ``G``, packed triangles ``(n (n + 1) / 2, *batch)`` if ``is_packed``,
-      else ``(*batch, n, n)``.
-    is_packed: which of the two.
-    scale: broadcasts against ``batch`` and has its rank.
+    statistics: ``G``.
+    is_packed: whether they are packed triangles.
+    scale: of the rank of ``batch``.
     shift: likewise; a lower bound of the eigenvalues.
-    order: number of rows without padding, an integer array like ``shift``.
+    order: number of rows that are no padding.
     as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
-  statistics: jax.Array
+  statistics: Stored
   is_packed: bool
-  scale: jax.Array
-  shift: jax.Array
-  order: Any = 1
+  scale: Float[Array, "*#batch"]
+  shift: Float[Array, "*#batch"]
+  order: Int[np.ndarray, "*#batch"] | int = 1
   as_factor: bool = False
 
   @property
@@ -54,18 +58,20 @@ class Results(NamedTuple):
   """Inverses or powers of a layer's matrices.
 
   Attributes:
-    values: in the shape of the statistics; where a new one is not finite, the previous.
-    accepted: whether each matrix has a new one, in the shape of their batch.
+    values: where a new one is not finite, the previous.
+    accepted: whether each matrix has a new one.
     shift: as it came with the matrices.
   """
 
-  values: jax.Array
-  accepted: jax.Array
-  shift: jax.Array
+  values: Stored
+  accepted: Bool[Array, "*batch"]
+  shift: Float[Array, "*#batch"]
 
 
 def inverses(
-  systems: Sequence[Matrices], previous: Sequence[jax.Array], method: Method = "sweep"
+  systems: Sequence[Matrices],
+  previous: Sequence[Float[Array, "..."]],
+  method: Method = "sweep",
 ) -> list[Results]:
   """``A^(-1)`` of every layer's matrices.
 
@@ -88,8 +94,8 @@ def inverses(
 
 def inverse_powers(
   systems: Sequence[Matrices],
-  exponents: Sequence[jax.Array],
-  previous: Sequence[jax.Array],
+  exponents: Sequence[Float[Array, "..."]],
+  previous: Sequence[Float[Array, "..."]],
   method: Method = "sweep",
 ) -> list[Results]:
   r"""``A^(-p)`` of every layer's matrices, with ``p`` in ``[0, 1]``.
@@ -113,7 +119,7 @@ def inverse_powers(
   of_parts = [[part.joined(systems, poles) for part in g.parts] for g in groups]
   factors = [[part.joined(systems, weights) for part in g.parts] for g in groups]
 
-  def add(j: jax.Array, sums: list[list[jax.Array]]) -> list[list[jax.Array]]:
+  def add(j: Int[Array, ""], sums: list[list[Array]]) -> list[list[Array]]:
     new = []
     for group, s, w, total in zip(groups, of_parts, factors, sums, strict=True):
       shifted = [
@@ -137,24 +143,26 @@ class _Part(NamedTuple):
   Attributes:
     members: positions of the layers.
     statistics: as in :class:`Matrices`.
-    scale: in the shape of the batch.
+    scale: likewise.
     shift: likewise.
   """
 
   members: tuple[int, ...]
-  statistics: jax.Array
-  scale: jax.Array
-  shift: jax.Array
+  statistics: Stored
+  scale: Float[Array, "*batch"]
+  shift: Float[Array, "*batch"]
 
-  def matrices(self, group: "_Group", more: jax.typing.ArrayLike = 0) -> jax.Array:
+  def matrices(
+    self, group: "_Group", more: Float[Array, "*#batch"] | int = 0
+  ) -> Stored:
     """``scale G + (shift + more) I``."""
     scaled = _times(group, self.scale, self.statistics)
     return scaled + _identities(group, self.shift + more, self.statistics)
 
   def joined(
-    self, systems: Sequence[Matrices], values: Sequence[jax.Array]
-  ) -> jax.Array:
-    """Values ``(k, ...)`` of the members, in the shape ``(k, *batch)``."""
+    self, systems: Sequence[Matrices], values: Sequence[Float[Array, "k ..."]]
+  ) -> Float[Array, "k *batch"]:
+    """Values of the members, in the shape of their joint batch."""
     full = [
       jnp.broadcast_to(values[i], (len(values[i]), *systems[i].batch))
       for i in self.members
@@ -217,20 +225,22 @@ def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> _Part:
   return _Part(members, joined, flat_scale, flat_shift)
 
 
-def _flat(statistics: jax.Array, order: int) -> jax.Array:
-  """``(*batch, n, n)`` as ``(batch, order, order)``, padded with zeros."""
+def _flat(
+  statistics: Float[Array, "*batch n n"], order: int
+) -> Float[Array, "matrices {order} {order}"]:
+  """Matrices with one axis for the batch, padded with zeros."""
   n = statistics.shape[-1]
   margin = [(0, 0)] * (statistics.ndim - 2) + [(0, order - n)] * 2
   padded = jnp.pad(statistics, margin) if order > n else statistics
   return padded.reshape(-1, order, order)
 
 
-def _times(group: _Group, factor: jax.Array, matrices: jax.Array) -> jax.Array:
+def _times(group: _Group, factor: Float[Array, "*batch"], matrices: Stored) -> Stored:
   """Matrices multiplied by a factor each."""
   return (factor[None] if group.is_packed else factor[..., None, None]) * matrices
 
 
-def _identities(group: _Group, factor: jax.Array, like: jax.Array) -> jax.Array:
+def _identities(group: _Group, factor: Float[Array, "*batch"], like: Stored) -> Stored:
   """Multiples of the identity in the shape of other matrices."""
   if group.is_packed:
     n = triangles.unpacked_size(len(like))
@@ -240,9 +250,9 @@ def _identities(group: _Group, factor: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _expansions(
-  systems: Sequence[Matrices], exponents: Sequence[jax.Array]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-  """Shifts ``(POLES, ...)`` and weights ``(POLES + 1, ...)`` of every layer's matrices.
+  systems: Sequence[Matrices], exponents: Sequence[Float[Array, "..."]]
+) -> tuple[list[Float[Array, "poles ..."]], list[Float[Array, "terms ..."]]]:
+  """Shifts and weights of every layer's matrices.
 
   They are computed for all layers in one array: a deep network would otherwise spend
   most of its compile time on them.
@@ -264,7 +274,7 @@ def _expansions(
   weights = weights.at[1:].multiply(least[None])
   ends = _ends([len(part) for part in leasts])
 
-  def apart(joined: jax.Array) -> list[jax.Array]:
+  def apart(joined: Float[Array, "k matrices"]) -> list[Float[Array, "k ..."]]:
     return [
       part.reshape(len(joined), *shape).astype(system.shift.dtype)
       for part, shape, system in zip(
@@ -278,8 +288,8 @@ def _expansions(
 def _results(
   systems: Sequence[Matrices],
   groups: Sequence[_Group],
-  new: Sequence[Sequence[jax.Array]],
-  previous: Sequence[jax.Array],
+  new: Sequence[Sequence[Float[Array, "..."]]],
+  previous: Sequence[Float[Array, "..."]],
 ) -> list[Results]:
   """Each layer's own matrices, the previous ones where the new are not finite."""
   results: dict[int, Results] = {}
@@ -304,12 +314,16 @@ def _results(
   return [results[index] for index in range(len(systems))]
 
 
-def _beside(group: _Group, values: jax.Array) -> jax.Array:
+def _beside(
+  group: _Group, values: Bool[Array, "*batch"]
+) -> Bool[Array, "1 *batch"] | Bool[Array, "*batch 1 1"]:
   """A value for each matrix, ready to broadcast against their elements."""
   return values[None] if group.is_packed else values[..., None, None]
 
 
-def _invert(group: _Group, values: list[jax.Array], method: Method) -> list[jax.Array]:
+def _invert(
+  group: _Group, values: list[Float[Array, "..."]], method: Method
+) -> list[Float[Array, "..."]]:
   """Inverses of a group's matrices, not finite where there is none."""
   if group.is_packed:
     function = _PACKED[method, group.as_factor]
@@ -317,7 +331,9 @@ def _invert(group: _Group, values: list[jax.Array], method: Method) -> list[jax.
   return [_invert_matrices(v, method) for v in values]
 
 
-def _invert_matrices(matrices: jax.Array, method: Method) -> jax.Array:
+def _invert_matrices(
+  matrices: Float[Array, "*batch n n"], method: Method
+) -> Float[Array, "*batch n n"]:
   if method == "linalg":
     return jnp.linalg.inv(devices.whole(matrices))
   n = matrices.shape[-1]
@@ -325,8 +341,8 @@ def _invert_matrices(matrices: jax.Array, method: Method) -> jax.Array:
   return spd_inverse(padded)[..., :n, :n]
 
 
-def _split(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
-  """A part's batch, cut into those of its layers."""
+def _split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
+  """A part's batch cut into its layers', which is the whole where there is one."""
   if len(sizes) == 1:
     return [joined]
   return jax.lax.platform_dependent(
@@ -336,7 +352,7 @@ def _split(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
   )
 
 
-def _split_on_cpu(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Array]:
+def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
   """:func:`_split` with one kernel for all parts of one size.
 
   XLA compiles a kernel for every constant offset, which was a third of a deep network's
@@ -354,13 +370,13 @@ def _split_on_cpu(joined: jax.Array, sizes: list[int], axis: int) -> list[jax.Ar
   ]
 
 
-def _linalg_inverse(values: jax.Array) -> jax.Array:
+def _linalg_inverse(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
   matrices = jnp.moveaxis(triangles.unpack(values), -1, 0)
   return triangles.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(matrices), 0, -1))
 
 
-def _linalg_factor(values: jax.Array) -> jax.Array:
-  def inverse_factor(matrix: jax.Array) -> jax.Array:
+def _linalg_factor(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
+  def inverse_factor(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.linalg.inv(jnp.linalg.cholesky(matrix))
 
   matrices = jnp.moveaxis(triangles.unpack(values), -1, 0)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mbf_optax._mesh import devices
+from mbf_optax._tree.shapes import Array, Float
 
 _STRIPS = 4  # at most, of a symmetric product; each one is a program of its own
 _LEAST_ROWS = 576  # of a strip
@@ -14,8 +15,10 @@ _TALL = 3  # rows a column beyond which mirroring costs more than it saves
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def split_rows(columns: jax.Array, parts: int, size: int) -> jax.Array:
-  """``(..., n, m)`` to ``(..., parts, size, m)``, padded with zeros."""
+def split_rows(
+  columns: Float[Array, "*batch n m"], parts: int, size: int
+) -> Float[Array, "*batch {parts} {size} m"]:
+  """Cuts rows into parts of one size, the last padded with zeros."""
   spare = parts * size - columns.shape[-2]
   if spare:
     margin = [(0, 0)] * (columns.ndim - 2) + [(0, spare), (0, 0)]
@@ -23,14 +26,16 @@ def split_rows(columns: jax.Array, parts: int, size: int) -> jax.Array:
   return columns.reshape(*columns.shape[:-2], parts, size, columns.shape[-1])
 
 
-def join_rows(split: jax.Array, n: int) -> jax.Array:
-  """Inverse of :func:`split_rows`: ``(..., parts, size, m)`` to ``(..., n, m)``."""
+def join_rows(
+  split: Float[Array, "*batch parts size m"], n: int
+) -> Float[Array, "*batch {n} m"]:
+  """Inverse of :func:`split_rows`."""
   *leading, parts, size, m = split.shape
   return split.reshape(*leading, parts * size, m)[..., :n, :]
 
 
-def mean_product(columns: jax.Array) -> jax.Array:
-  """``A A^T / m`` for ``(..., n, m)``.
+def mean_product(columns: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
+  """``A A^T / m``.
 
   On a mesh every device computes the rows that it keeps, from whole columns: joining
   strips of a divided product would need communication.
@@ -42,8 +47,10 @@ def mean_product(columns: jax.Array) -> jax.Array:
   return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
 
 
-def symmetric_product(columns: jax.Array) -> jax.Array:
-  """``A A^T`` for ``(..., n, m)``, computing little more than its lower triangle.
+def symmetric_product(
+  columns: Float[Array, "*batch n m"],
+) -> Float[Array, "*batch n n"]:
+  """``A A^T``, computing little more than its lower triangle.
 
   Strips of rows are computed up to the diagonal and mirrored beyond it. That saves up
   to three operations of eight but copies the product once more, so with few columns or
@@ -65,6 +72,8 @@ def symmetric_product(columns: jax.Array) -> jax.Array:
   return jnp.concatenate(rows, axis=-2)
 
 
-def apply(matrices: jax.Array, columns: jax.Array) -> jax.Array:
-  """``P V`` for ``(..., n, n)`` and ``(..., n, m)``; on a mesh only ``V`` travels."""
+def apply(
+  matrices: Float[Array, "*batch n n"], columns: Float[Array, "*batch n m"]
+) -> Float[Array, "*batch n m"]:
+  """``P V``; on a mesh only ``V`` travels."""
   return jnp.matmul(matrices, devices.whole(columns), precision=_HIGHEST)

@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import chebyshev
 
+from mbf_optax._tree.shapes import Array, Float
+
 Real = TypeVar("Real", float, jax.Array)
 
 # The inverses of a sum, A's own among them. The worst relative errors over all
@@ -51,15 +53,16 @@ _EXPONENT_DEGREE, _BOUND_DEGREE = 8, 14
 _SAMPLES = 64  # eigenvalues at which an error is counted, Chebyshev points of their log
 
 
-def shifts(bound: jax.Array) -> jax.Array:
+def shifts(bound: Float[Array, "*k"]) -> Float[Array, "poles *k"]:
   """The shifts of the matrices to invert.
 
   Args:
-    bound: ``(*k,)``, float32 or float64, may be traced: the greatest eigenvalue, where
-      the least is 1. From 8 to 1e7; beyond, the nearest of the two is taken.
+    bound: float32 or float64, may be traced: the greatest eigenvalue, where the least
+      is 1. From 8 to 1e7; beyond, the nearest of the two is taken.
 
   Returns:
-    ``(POLES, *k)`` in the dtype of ``bound``: 0, then positive numbers in rising order.
+    In the dtype of ``bound``: 0, then positive numbers in rising order, ``POLES`` in
+    all.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -70,16 +73,18 @@ def shifts(bound: jax.Array) -> jax.Array:
   return jnp.stack([jnp.zeros_like(logs[0]), *(jnp.exp(log) for log in logs)])
 
 
-def weights(exponent: jax.Array, bound: jax.Array) -> jax.Array:
+def weights(
+  exponent: Float[Array, "*k"], bound: Float[Array, "*k"]
+) -> Float[Array, "terms *k"]:
   """The weights of the identity and of the inverses.
 
   Args:
-    exponent: ``(*k,)``, may be traced: p of ``A^(-p)``, cut to ``[0, 1]``.
-    bound: ``(*k,)``, as for `shifts`.
+    exponent: may be traced: p of ``A^(-p)``, cut to ``[0, 1]``.
+    bound: as for `shifts`.
 
   Returns:
-    ``(POLES + 1, *k)`` in the dtype of ``bound``: the weight of the identity, then one
-    for each of the `shifts`.
+    ``POLES + 1`` numbers in the dtype of ``bound``: the weight of the identity, then
+    one for each of the `shifts`.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -106,11 +111,11 @@ def weights(exponent: jax.Array, bound: jax.Array) -> jax.Array:
   return jnp.stack([identity, p + terms[1], *shifted])
 
 
-def _log(bound: jax.Array) -> jax.Array:
+def _log(bound: Float[Array, "*k"]) -> Float[Array, "*k"]:
   return jnp.log(jnp.clip(bound, LEAST_BOUND, GREATEST_BOUND))
 
 
-def _position(log_bound: jax.Array) -> jax.Array:
+def _position(log_bound: Float[Array, "*k"]) -> Float[Array, "*k"]:
   """-1 for the least bound of the table, 1 for the greatest."""
   least, greatest = math.log(LEAST_BOUND), math.log(GREATEST_BOUND)
   return 2 * (log_bound - least) / (greatest - least) - 1
@@ -124,18 +129,18 @@ def _log_shifts(log_bound: Real) -> list[Real]:
   return [log_bound / 2 + distance for distance in (-far, -near, near, far)]
 
 
-def _chebyshev(x: jax.Array, degree: int) -> jax.Array:
-  """``(degree + 1, *k)``: the polynomials T_0, ..., T_degree at ``x`` in [-1, 1]."""
+def _chebyshev(x: Float[Array, "*k"], degree: int) -> Float[Array, "{degree+1} *k"]:
+  """The polynomials T_0, ..., T_degree at ``x`` in [-1, 1]."""
   orders = jnp.arange(degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
   return jnp.cos(orders * jnp.expand_dims(jnp.arccos(jnp.clip(x, -1, 1)), 0))
 
 
 @functools.cache
-def _table() -> np.ndarray:
+def _table() -> Float[np.ndarray, "terms exponents bounds"]:
   """Coefficients of the terms over ``p (1 - p)``, float64.
 
-  ``(POLES + 1, _EXPONENT_DEGREE + 1, _BOUND_DEGREE + 1)``, for products of Chebyshev
-  polynomials in ``2 p - 1`` and in the bound's `_position`.
+  They are for products of Chebyshev polynomials in ``2 p - 1`` and in the bound's
+  `_position`.
   """
   exponents = chebyshev.chebpts1(_EXPONENT_DEGREE + 1)
   positions = chebyshev.chebpts1(_BOUND_DEGREE + 1)
@@ -155,8 +160,8 @@ def _table() -> np.ndarray:
   )
 
 
-def _fitted_terms(p: float, log_bound: float) -> np.ndarray:
-  """The terms over ``p (1 - p)``, ``(POLES + 1,)``: least squares, relative error."""
+def _fitted_terms(p: float, log_bound: float) -> Float[np.ndarray, "terms"]:
+  """The terms over ``p (1 - p)``: least squares in relative error."""
   log_x = (chebyshev.chebpts1(_SAMPLES) + 1) / 2 * log_bound
   x = np.exp(log_x)
   columns = [np.full_like(x, math.exp(-p * log_bound)), 1 / x]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mbf_optax._mesh import devices
+from mbf_optax._tree.shapes import Array, Float, Int
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _BORDER = 8
@@ -47,8 +48,10 @@ def padded_order(n: int) -> int:
   return border if n <= border else whole
 
 
-def pad(matrices: jax.Array, order: int) -> jax.Array:
-  """Extends ``(..., n, n)`` to ``(..., order, order)`` by an identity block."""
+def pad(
+  matrices: Float[Array, "*batch n n"], order: int
+) -> Float[Array, "*batch {order} {order}"]:
+  """Extends matrices by an identity block."""
   n = matrices.shape[-1]
   if n == order:
     return matrices
@@ -58,7 +61,7 @@ def pad(matrices: jax.Array, order: int) -> jax.Array:
   return jnp.pad(matrices, margin) + block.reshape(*[1] * len(margin[2:]), order, order)
 
 
-def spd_inverse(matrices: jax.Array) -> jax.Array:
+def spd_inverse(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   """Inverses of symmetric positive definite matrices.
 
   A block sweep with Cholesky pivots: after the panels ``K`` have been swept the
@@ -70,10 +73,10 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
   divides by rows stay divided, and every device computes its own rows.
 
   Args:
-    matrices: ``(..., n, n)``, float32 or float64, ``n`` of 1 to thousands.
+    matrices: float32 or float64, ``n`` of 1 to thousands.
 
   Returns:
-    The inverses in the same shape and dtype. A matrix that is not numerically
+    The inverses in the same dtype. A matrix that is not numerically
     positive definite, or not finite, gives NaN instead of an error.
 
   Examples:
@@ -102,9 +105,12 @@ def spd_inverse(matrices: jax.Array) -> jax.Array:
 
 
 def _sweep_panel(
-  swept: jax.Array, offset: jax.typing.ArrayLike, width: int, corner: int
-) -> jax.Array:
-  """Sweeps the ``width`` columns of ``(..., n, n)`` from ``offset`` on.
+  swept: Float[Array, "*batch n n"],
+  offset: Int[Array, ""] | int,
+  width: int,
+  corner: int,
+) -> Float[Array, "*batch n n"]:
+  """Sweeps the ``width`` columns from ``offset`` on.
 
   The first ``corner`` rows are right up to column ``corner`` alone: what is beyond
   mirrors the rows below. Columns are taken, and the new rows selected, because XLA
@@ -129,7 +135,9 @@ def _sweep_panel(
   return jnp.where(jnp.broadcast_to(is_row, swept.shape), rows, swept)
 
 
-def _subtract_product(swept: jax.Array, scaled: jax.Array, corner: int) -> jax.Array:
+def _subtract_product(
+  swept: Float[Array, "*batch n n"], scaled: Float[Array, "*batch n width"], corner: int
+) -> Float[Array, "*batch n n"]:
   """``swept - scaled scaled^T``, but for what is beyond ``corner`` in both axes."""
   if not corner:
     return swept - _matmul(scaled, scaled.mT)
@@ -141,13 +149,12 @@ def _subtract_product(swept: jax.Array, scaled: jax.Array, corner: int) -> jax.A
 
 
 def _eliminate(
-  columns: jax.Array, offset: jax.typing.ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-  """What sweeping the columns ``(..., n, width)`` from ``offset`` on is made of.
+  columns: Float[Array, "*batch n width"], offset: Int[Array, ""] | int
+) -> tuple[Float[Array, "*batch n width"], Float[Array, "*batch n width"]]:
+  """What sweeping the columns from ``offset`` on is made of.
 
   Returns:
-    ``V``, whose ``V V^T`` is subtracted from everything else, and the columns swept,
-    in the shape of ``columns``.
+    ``V``, whose ``V V^T`` is subtracted from everything else, and the columns swept.
   """
   batch, width = columns.shape[:-2], columns.shape[-1]
   start = (0,) * len(batch)
@@ -159,8 +166,10 @@ def _eliminate(
   return scaled, jax.lax.dynamic_update_slice(panel, inverse, (*start, offset, 0))
 
 
-def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
-  """``L^(-1)`` of ``A = L L^T``, ``(..., b, b)``, by forward elimination of ``[A I]``.
+def _inverse_cholesky(
+  matrices: Float[Array, "*batch b b"],
+) -> Float[Array, "*batch b b"]:
+  """``L^(-1)`` of ``A = L L^T``, by forward elimination of ``[A I]``.
 
   A pivot that is not positive becomes NaN, which spreads to the whole inverse.
   """
@@ -173,7 +182,9 @@ def _inverse_cholesky(matrices: jax.Array) -> jax.Array:
   return augmented[..., :order, n : n + order]
 
 
-def _eliminate_rows(step: jax.Array, augmented: jax.Array) -> jax.Array:
+def _eliminate_rows(
+  step: Int[Array, ""], augmented: Float[Array, "*batch b 2*b"]
+) -> Float[Array, "*batch b 2*b"]:
   """Scales the next rows of ``[A I]`` and clears the columns below their pivot."""
   offset, axis = step * _PIVOT, augmented.ndim - 2
   rows = jax.lax.dynamic_slice_in_dim(augmented, offset, _PIVOT, axis)
@@ -186,12 +197,14 @@ def _eliminate_rows(step: jax.Array, augmented: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(augmented, rows, offset, axis)
 
 
-def _by_rows(matrices: jax.Array) -> jax.Array:
+def _by_rows(matrices: Float[Array, "*batch b b"]) -> Float[Array, "*batch b b"]:
   """:func:`_inverse_cholesky` row by row."""
   width = matrices.shape[-1]
   rows = jnp.arange(width).reshape(*[1] * (matrices.ndim - 2), width, 1)
 
-  def eliminate(k: jax.Array, augmented: jax.Array) -> jax.Array:
+  def eliminate(
+    k: Int[Array, ""], augmented: Float[Array, "*batch b 2*b"]
+  ) -> Float[Array, "*batch b 2*b"]:
     row = jax.lax.dynamic_index_in_dim(augmented, k, -2)
     pivot = jax.lax.dynamic_index_in_dim(row, k, -1)
     usable = (pivot > 0) & (pivot < jnp.inf)
@@ -205,7 +218,9 @@ def _by_rows(matrices: jax.Array) -> jax.Array:
   return jax.lax.fori_loop(0, width, eliminate, _beside_identity(matrices))[..., width:]
 
 
-def _beside_identity(matrices: jax.Array) -> jax.Array:
-  """``[A I]`` of ``(..., b, b)``."""
+def _beside_identity(
+  matrices: Float[Array, "*batch b b"],
+) -> Float[Array, "*batch b 2*b"]:
+  """``[A I]`` of every matrix ``A``."""
   eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
   return jnp.concatenate([matrices, jnp.broadcast_to(eye, matrices.shape)], axis=-1)

@@ -1,7 +1,7 @@
 """Symmetric matrices stored as their upper triangle, with the batch trailing.
 
-A batch of symmetric ``n x n`` matrices is one array of shape
-``(n (n + 1) / 2, *batch)``: row ``t`` holds one entry ``(i, j)``, ``i <= j``, of
+A batch of symmetric ``n x n`` matrices is one array of shape ``(t, *batch)`` with ``t =
+n (n + 1) / 2``: a row holds one entry ``(i, j)``, ``i <= j``, of
 every matrix. A convolution kernel in HWIO layout already has its blocks laid out
 this way (spatial offsets leading, channels contiguous), so nothing is transposed,
 and every operation below is elementwise over the contiguous batch.
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbf_optax._tree.shapes import Array, Float, Int
+
 
 def packed_size(n: int) -> int:
   """Number of stored entries of a symmetric ``n x n`` matrix."""
@@ -28,56 +30,62 @@ def unpacked_size(rows: int) -> int:
 
 
 @functools.cache
-def _triangle(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _triangle(n: int) -> tuple[Int[np.ndarray, "t"], Int[np.ndarray, "t"]]:
   rows, columns = np.triu_indices(n)
   return rows.astype(np.int32), columns.astype(np.int32)
 
 
 @functools.cache
-def positions(n: int) -> np.ndarray:
-  """``(n, n)`` table: where entry ``(i, j)`` is stored."""
+def positions(n: int) -> Int[np.ndarray, "{n} {n}"]:
+  """Table: where entry ``(i, j)`` is stored."""
   rows, columns = _triangle(n)
   table = np.zeros((n, n), np.int32)
   table[rows, columns] = table[columns, rows] = np.arange(len(rows))
   return table
 
 
-def pack(matrices: jax.Array) -> jax.Array:
-  """``(n, n, *batch)`` symmetric matrices to ``(n (n + 1) / 2, *batch)``."""
+def pack(matrices: Float[Array, "n n *batch"]) -> Float[Array, "t *batch"]:
+  """The upper triangles of symmetric matrices."""
   return matrices[_triangle(matrices.shape[0])]
 
 
-def unpack(packed: jax.Array) -> jax.Array:
-  """``(n (n + 1) / 2, *batch)`` back to full matrices ``(n, n, *batch)``."""
+def unpack(packed: Float[Array, "t *batch"]) -> Float[Array, "n n *batch"]:
+  """Inverse of :func:`pack`."""
   return packed[positions(unpacked_size(packed.shape[0]))]
 
 
-def outer(vectors: jax.Array) -> jax.Array:
-  """``v v^T`` of every vector: ``(n, *batch)`` to ``(n (n + 1) / 2, *batch)``."""
+def outer(vectors: Float[Array, "n *batch"]) -> Float[Array, "n*(n+1)//2 *batch"]:
+  """``v v^T`` of every vector."""
   rows, columns = _triangle(vectors.shape[0])
   return vectors[rows] * vectors[columns]
 
 
-def diagonal(packed: jax.Array) -> jax.Array:
-  """Diagonals ``(n, *batch)`` of packed matrices."""
+def diagonal(packed: Float[Array, "t *batch"]) -> Float[Array, "n *batch"]:
+  """Diagonals of packed matrices."""
   return packed[np.diagonal(positions(unpacked_size(packed.shape[0])))]
 
 
-def add_to_diagonal(packed: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds ``values``, broadcast against one entry's ``batch``, to the diagonals."""
+def add_to_diagonal(
+  packed: Float[Array, "t *batch"], values: Float[Array, "*#batch"]
+) -> Float[Array, "t *batch"]:
+  """Adds a value to the diagonal of every matrix."""
   n, batch = unpacked_size(packed.shape[0]), packed.shape[1:]
   return packed + identity(n, batch, packed.dtype) * values[None]
 
 
-def identity(n: int, batch: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Packed identity matrices ``(n (n + 1) / 2, *batch)``."""
+def identity(
+  n: int, batch: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> Float[Array, "t ..."]:
+  """Packed identity matrices ``(t, *batch)``."""
   rows, columns = _triangle(n)
   ones = jnp.asarray(rows == columns, dtype)
   return jnp.broadcast_to(ones.reshape(-1, *[1] * len(batch)), (len(rows), *batch))
 
 
-def matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
-  """``A v`` of every packed matrix and vector, ``(n, *batch)``.
+def matvec(
+  packed: Float[Array, "t *batch"], vectors: Float[Array, "n *batch"]
+) -> Float[Array, "n *batch"]:
+  """``A v`` of every packed matrix and vector.
 
   The sum over columns is unrolled: XLA fuses it into one pass over the stored
   entries, where a reduction over a middle axis runs ten times slower on a CPU.
@@ -95,7 +103,7 @@ def inverse(packed: Any) -> Any:
   whole result of that matrix NaN, so that the caller can tell.
 
   Args:
-    packed: ``(n (n + 1) / 2, *batch)``, float32 or float64, or a tree of such arrays
+    packed: ``(t, *batch)``, float32 or float64, or a tree of such arrays
       of one order, which share one loop and keep the layouts of their batches.
 
   Returns:
@@ -104,7 +112,9 @@ def inverse(packed: Any) -> Any:
   n, table = _table(packed)
   rows, columns = _triangle(n)
 
-  def sweep(k: jax.Array, swept: jax.Array) -> jax.Array:
+  def sweep(
+    k: Int[Array, ""], swept: Float[Array, "t *batch"]
+  ) -> Float[Array, "t *batch"]:
     entries = table[k]
     column = swept[entries]
     pivot = column[k]
@@ -134,7 +144,9 @@ def inverse_factor(packed: Any) -> Any:
   columns, rows = _triangle(n)
   on_diagonal = np.diagonal(positions(n))
 
-  def eliminate(k: jax.Array, array: jax.Array) -> jax.Array:
+  def eliminate(
+    k: Int[Array, ""], array: Float[Array, "t *batch"]
+  ) -> Float[Array, "t *batch"]:
     entries = table[k]
     column = array[entries]
     pivot = column[k]
@@ -144,27 +156,33 @@ def inverse_factor(packed: Any) -> Any:
     array = array - factors[rows] * column[columns]
     return array.at[entries].set(jnp.where(is_below, -factors, column).at[k].set(pivot))
 
-  def scale(array: jax.Array) -> jax.Array:
+  def scale(array: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
     reciprocals = jax.lax.rsqrt(array[on_diagonal])
     return (array * reciprocals[rows]).at[on_diagonal].set(reciprocals)
 
   return jax.tree.map(scale, _for_each_pivot(n, eliminate, packed))
 
 
-def lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
-  """``L v`` of packed lower triangles and vectors, ``(n, *batch)``."""
+def lower_matvec(
+  packed: Float[Array, "t *batch"], vectors: Float[Array, "n *batch"]
+) -> Float[Array, "n *batch"]:
+  """``L v`` of packed lower triangles and vectors."""
   return _masked_matvec(packed, vectors, np.tri(len(vectors)))
 
 
-def transposed_lower_matvec(packed: jax.Array, vectors: jax.Array) -> jax.Array:
-  """``L^T v`` of packed lower triangles and vectors, ``(n, *batch)``."""
+def transposed_lower_matvec(
+  packed: Float[Array, "t *batch"], vectors: Float[Array, "n *batch"]
+) -> Float[Array, "n *batch"]:
+  """``L^T v`` of packed lower triangles and vectors."""
   return _masked_matvec(packed, vectors, np.tri(len(vectors)).T)
 
 
 def _masked_matvec(
-  packed: jax.Array, vectors: jax.Array, mask: np.ndarray
-) -> jax.Array:
-  """:func:`matvec` with the entries that a mask ``(n, n)`` of zeros and ones leaves."""
+  packed: Float[Array, "t *batch"],
+  vectors: Float[Array, "n *batch"],
+  mask: Float[np.ndarray, "n n"],
+) -> Float[Array, "n *batch"]:
+  """:func:`matvec` with the entries that a mask of zeros and ones leaves."""
   table = positions(len(vectors))
   mask = mask.astype(packed.dtype).reshape(*mask.shape, *[1] * (vectors.ndim - 1))
   columns = (
@@ -173,15 +191,13 @@ def _masked_matvec(
   return functools.reduce(jnp.add, columns)
 
 
-def _table(packed: Any) -> tuple[int, jax.Array]:
+def _table(packed: Any) -> tuple[int, Int[Array, "n n"]]:
   """Order of the matrices in a tree of packed ones, and where their entries are."""
   n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
   return n, jnp.asarray(positions(n))
 
 
-def _for_each_pivot(
-  n: int, step: Callable[[jax.Array, jax.Array], jax.Array], packed: Any
-) -> Any:
+def _for_each_pivot(n: int, step: Callable[[Array, Array], Array], packed: Any) -> Any:
   """A tree of arrays after ``step(k, array)`` for every pivot ``k``."""
   return jax.lax.fori_loop(
     0, n, lambda k, arrays: jax.tree.map(functools.partial(step, k), arrays), packed

@@ -52,6 +52,7 @@ from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks, paths
+from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 
 class MbfAdamState(NamedTuple):
@@ -69,8 +70,8 @@ class MbfAdamState(NamedTuple):
   """
 
   adam: optax.ScaleByAdamState
-  bias_correction: jax.Array
-  foretold: dict[str, jax.Array]
+  bias_correction: Float[Array, ""]
+  foretold: dict[str, Float[Array, "*stack"]]
   curvature: States
 
 
@@ -272,7 +273,7 @@ class _Method:
     r = self._foretold(layers, usable, state)
     kappa = {path: persistence(average, k + 1) for path, average in r.items()}
 
-    def statistics(now: tuple[States, jax.Array]) -> tuple[States, jax.Array]:
+    def statistics(now: tuple[States, Array]) -> tuple[States, Array]:
       return layers.accumulate(now[0], source, beta), corrected_by(beta, now[1])
 
     now = layers.of_these(state.curvature), state.bias_correction
@@ -314,7 +315,7 @@ class _Method:
 
   def _foretold(
     self, layers: Layers, g: optax.Updates, state: MbfAdamState
-  ) -> dict[str, jax.Array]:
+  ) -> dict[str, Float[Array, "..."]]:
     """Averages of the foretold share by layer, this gradient's included."""
     leaves, k = paths.flatten(g), state.adam.count
     before = moments.corrected(state.adam.mu, self.b1, jnp.maximum(k, 1))
@@ -327,7 +328,7 @@ class _Method:
       averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
 
-  def _is_due(self, k: jax.Array) -> jax.Array:
+  def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""]:
     """At ``t = k + 1`` of 1, 2, 4, 8, ... before ``T2``, and where ``T2`` divides k."""
     period = devices.replicated(self.inverse_update_period, k.dtype)
     return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
@@ -336,9 +337,9 @@ class _Method:
     self,
     layers: Layers,
     G: States,
-    c: jax.Array,
-    k: jax.Array,
-    kappa: dict[str, jax.Array],
+    c: Float[Array, ""],
+    k: Int[Array, ""],
+    kappa: dict[str, Float[Array, "..."]],
   ) -> States:
     """``R = (A + lambda I)^(-exponent (1 - sqrt(kappa)))`` of every layer."""
     exponents = []
@@ -371,8 +372,8 @@ def init_state(
 
 def _powers(
   systems: list[batches.Matrices],
-  previous: list[jax.Array],
-  exponents: list[jax.Array],
+  previous: list[Float[Array, "..."]],
+  exponents: list[Float[Array, "..."]],
   method: batches.Method,
 ) -> list[batches.Results]:
   """Powers of matrices, given the exponents ``(*stack,)`` of their layers."""
@@ -395,6 +396,6 @@ def _resized(
   return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
 
 
-def _at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+def _at(value: optax.ScalarOrSchedule, count: Int[Array, ""]) -> jax.typing.ArrayLike:
   """A hyperparameter, or the value of its schedule."""
   return value(count) if callable(value) else value

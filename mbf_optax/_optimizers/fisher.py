@@ -30,6 +30,7 @@ from mbf_optax._partition.choice import for_mbf
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks, paths
+from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
 # Relative damping stays positive down to the smallest gradients.
 _FLOOR = 1e-30
@@ -49,9 +50,9 @@ class MbfState(NamedTuple):
       ``LowRankState`` or ``ElementwiseState``. A scalar for a tree without leaves.
   """
 
-  count: jax.Array  # type: ignore[assignment]
-  bias_correction: jax.Array
-  elementwise_bias_correction: jax.Array
+  count: Int[Array, ""]  # type: ignore[assignment]
+  bias_correction: Float[Array, ""]
+  elementwise_bias_correction: Float[Array, ""]
   momentum: optax.Params
   curvature: States
 
@@ -219,7 +220,7 @@ class _Method:
     singles = elementwise.accumulate(state.curvature, source, beta)
     c_singles = corrected_by(beta, state.elementwise_bias_correction)
 
-    def statistics(now: tuple[States, jax.Array]) -> tuple[States, jax.Array]:
+    def statistics(now: tuple[States, Array]) -> tuple[States, Array]:
       G, c = blocks.accumulate(now[0], source, beta), corrected_by(beta, now[1])
       return G | self._invert(_renewed_with_statistics(blocks), G, c, k), c
 
@@ -264,19 +265,25 @@ class _Method:
     chosen = [choice for reading in readings for choice in for_mbf(reading)]
     return Layers.of(chosen, self.inverse_dtype)
 
-  def _heavy_ball(self, m: jax.Array, g: jax.Array) -> jax.Array:
+  def _heavy_ball(
+    self, m: Inexact[Array, "*shape"], g: Inexact[Array, "*shape"]
+  ) -> Inexact[Array, "*shape"]:
     return devices.replicated(self.momentum, m.dtype) * m + g.astype(m.dtype)
 
-  def _invert(self, layers: Layers, G: States, c: jax.Array, k: jax.Array) -> States:
+  def _invert(
+    self, layers: Layers, G: States, c: Float[Array, ""], k: Int[Array, ""]
+  ) -> States:
     """``P = (G / c + lambda I)^(-1)`` of the given layers."""
     invert = functools.partial(batches.inverses, method=self.inverse)
     return layers.refresh(G, self._damping(c, k), invert)
 
-  def _damping(self, c: jax.Array, k: jax.Array) -> Regularizer:
+  def _damping(self, c: Float[Array, ""], k: Int[Array, ""]) -> Regularizer:
     """``G / c + lambda I``, ``lambda`` relative to a layer's mean diagonal or not."""
     value = self.damping(k) if callable(self.damping) else self.damping
 
-    def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+    def regularize(
+      spectrum: Spectrum,
+    ) -> tuple[Float[Array, "*#batch"], Float[Array, "*batch"]]:
       dtype, shape = spectrum.mean_diagonal.dtype, spectrum.mean_diagonal.shape
       ones, damping = [1] * len(shape), devices.replicated(value, dtype)
       correction = jnp.where(spectrum.is_corrected, 1, c).astype(dtype).reshape(ones)
@@ -303,7 +310,9 @@ def init_state(layers: Layers, params: optax.Params) -> MbfState:
   )
 
 
-def _finite_or_old(new: jax.Array, old: jax.Array) -> jax.Array:
+def _finite_or_old(
+  new: Inexact[Array, "*shape"], old: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
   return jnp.where(jnp.isfinite(new), new, old)
 
 

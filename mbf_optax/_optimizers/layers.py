@@ -20,11 +20,12 @@ from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
 from mbf_optax._tree.paths import Leaves
+from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 States = dict[str, Any]
 """State of every layer by the path of its weight array."""
 
-Compute = Callable[[list[Matrices], list[jax.Array]], list[Results]]
+Compute = Callable[[list[Matrices], list[Float[Array, "..."]]], list[Results]]
 """From matrices and what was last made of them to what is made of them now."""
 
 
@@ -166,7 +167,7 @@ def _cast_inverses(
 
 def every(
   period: jax.typing.ArrayLike,
-  count: jax.Array,
+  count: Int[Array, ""],
   function: Callable[[Any], Any],
   value: Any,
 ) -> Any:
@@ -175,12 +176,14 @@ def every(
   return when(count % period == 0, function, value)
 
 
-def when(is_due: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
+def when(is_due: Bool[Array, ""], function: Callable[[Any], Any], value: Any) -> Any:
   """``function(value)`` where it is due, else ``value``."""
   return jax.lax.cond(is_due, function, lambda unchanged: unchanged, value)
 
 
-def corrected_by(ema: jax.typing.ArrayLike, weight: jax.Array) -> jax.Array:
+def corrected_by(
+  ema: jax.typing.ArrayLike, weight: Float[Array, ""]
+) -> Float[Array, ""]:
   """Bias correction ``1 - beta^s`` of a moving average after one more entry."""
   ema = devices.replicated(ema, weight.dtype)
   return ema * weight + (1 - ema)

@@ -8,9 +8,10 @@ import optax
 
 from mbf_optax._mesh import devices
 from mbf_optax._tree.dtypes import as_float
+from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
 
-def without_faults(g: jax.Array) -> jax.Array:
+def without_faults(g: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
   """Wide, with zeros for elements whose squares would stay in the moments for good."""
   g = as_float(g)
   return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
@@ -31,16 +32,18 @@ def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> 
   )
 
 
-def corrected(moment: Any, decay: jax.typing.ArrayLike, count: jax.Array) -> Any:
+def corrected(moment: Any, decay: jax.typing.ArrayLike, count: Int[Array, ""]) -> Any:
   """Moments, widened, divided by ``1 - decay ** count``."""
 
-  def correct(m: jax.Array) -> jax.Array:
+  def correct(m: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     m, beta = as_float(m), _decay(decay, m)
     return m / (1 - beta ** count.astype(beta.dtype))
 
   return jax.tree.map(correct, moment)
 
 
-def _decay(value: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
+def _decay(
+  value: jax.typing.ArrayLike, like: Inexact[Array, "..."]
+) -> Float[Array, ""]:
   """A decay in the real dtype that belongs to a moment."""
   return devices.replicated(value, jnp.finfo(as_float(like).dtype).dtype)

@@ -7,15 +7,18 @@ one where the gradient persists (first steps, low rates, full batches), near zer
 it is noise or oscillates.
 """
 
-import jax
 import jax.numpy as jnp
+
+from mbf_optax._tree.shapes import Array, Float, Int
 
 MEMORY = 0.9
 """Decay of the moving average: persistence is that of the last ten steps or so."""
 
 
-def foretold(g: jax.Array, m_hat: jax.Array, stack_ndim: int) -> jax.Array:
-  """The foretold share ``r`` of block vectors ``(n, *stack, *counted)``: ``(*stack,)``.
+def foretold(
+  g: Float[Array, "n *batch"], m_hat: Float[Array, "n *batch"], stack_ndim: int
+) -> Float[Array, "*stack"]:
+  """The foretold share ``r`` of block vectors, for every stacked layer.
 
   Both are taken in units of the largest element, so that no square over- or underflows.
   """
@@ -28,7 +31,9 @@ def foretold(g: jax.Array, m_hat: jax.Array, stack_ndim: int) -> jax.Array:
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
-def persistence(average: jax.Array, t: jax.Array) -> jax.Array:
+def persistence(
+  average: Float[Array, "*stack"], t: Int[Array, ""]
+) -> Float[Array, "*stack"]:
   """``kappa`` at step ``t``, from 1 on, of moving averages that started at zero.
 
   At the first step nothing could be foretold, and the gradient is taken to persist.

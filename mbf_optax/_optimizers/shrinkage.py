@@ -12,17 +12,22 @@ import jax.numpy as jnp
 
 from mbf_optax._estimators.estimator import Regularizer, Spectrum
 from mbf_optax._mesh import devices
+from mbf_optax._tree.shapes import Array, Float
 
 # A matrix without any gradient is divided by this instead of by zero.
 _FLOOR = 1e-30
 
 
 def shrinkage(
-  correction: jax.Array, ema: jax.typing.ArrayLike, damping: jax.typing.ArrayLike
+  correction: Float[Array, ""],
+  ema: jax.typing.ArrayLike,
+  damping: jax.typing.ArrayLike,
 ) -> Regularizer:
   """How statistics with the bias correction ``c`` are shrunk and damped."""
 
-  def regularize(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
+  def regularize(
+    spectrum: Spectrum,
+  ) -> tuple[Float[Array, "*batch"], Float[Array, "*#batch"]]:
     dtype = spectrum.mean_diagonal.dtype
     beta, level, c = (
       devices.replicated(value, dtype) for value in (ema, damping, correction)

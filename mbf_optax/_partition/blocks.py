@@ -7,16 +7,16 @@ blocks: every column is one mini-block. A convolution kernel ``(3, 3, in, out)``
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import as_float
 from mbf_optax._tree.paths import Leaves
+from mbf_optax._tree.shapes import Array, Inexact
 
 
-def to_blocks(reading: Reading, leaves: Leaves) -> jax.Array:
-  """Block vectors ``(n, *stack, *counted)`` of a layer, in float32 or wider.
+def to_blocks(reading: Reading, leaves: Leaves) -> Inexact[Array, "n *batch"]:
+  """Block vectors of a layer, in float32 or wider; the batch is ``(*stack, *counted)``.
 
   Layers that are read element by element give ``(1, *shape)``.
 
@@ -40,7 +40,7 @@ def to_blocks(reading: Reading, leaves: Leaves) -> jax.Array:
   return jnp.concatenate([blocks, bias[None]])
 
 
-def from_blocks(reading: Reading, blocks: jax.Array) -> Leaves:
+def from_blocks(reading: Reading, blocks: Inexact[Array, "n *batch"]) -> Leaves:
   """Inverse of :func:`to_blocks`: arrays in the parameters' shapes, by path."""
   if reading.layer.elementwise:
     return {reading.path: blocks[0]}

@@ -64,7 +64,7 @@ def test_products(n):
   triangle = triangles.pack(jnp.asarray(matrix))
   expected = np.einsum("ijb,jb->ib", matrix, vector)
   np.testing.assert_allclose(
-    triangles.matvec(triangle, vector), expected, rtol=1e-4, atol=1e-4
+    triangles.matvec(triangle, jnp.asarray(vector)), expected, rtol=1e-4, atol=1e-4
   )
   outer = triangles.unpack(triangles.outer(jnp.asarray(vector)))
   np.testing.assert_allclose(outer, vector[:, None] * vector[None], rtol=1e-6)
@@ -86,7 +86,8 @@ def test_inverse_factors_and_their_products(n):
     (triangles.transposed_lower_matvec, "jib,jb->ib"),
   ):
     product = np.einsum(subscripts, expected, vector)
-    np.testing.assert_allclose(function(factor, vector), product, rtol=1e-3, atol=1e-3)
+    given = function(factor, jnp.asarray(vector))
+    np.testing.assert_allclose(given, product, rtol=1e-3, atol=1e-3)
 
 
 def test_a_matrix_that_is_not_positive_definite_has_no_factor():

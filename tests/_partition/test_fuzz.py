@@ -10,6 +10,7 @@ import re
 import chex
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -216,7 +217,7 @@ def test_elements_return_to_their_places(library, data):
   sizes = [math.prod(found.shape) for _, found in leaves]
   ends = np.cumsum(sizes)
   arrays = {
-    path: np.arange(end - size, end, dtype=np.float32).reshape(found.shape)
+    path: jnp.arange(end - size, end, dtype=jnp.float32).reshape(found.shape)
     for (path, found), size, end in zip(leaves, sizes, ends, strict=True)
   }
   seen = []

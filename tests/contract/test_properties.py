@@ -125,7 +125,7 @@ def test_blocks_and_back(tree, partition):
   for path, leaf in leaves_by_path(tree).items():
     size = math.prod(leaf.shape)
     numbers = np.arange(total, total + size, dtype=np.float32)
-    numbered[path] = numbers.reshape(leaf.shape)
+    numbered[path] = jnp.asarray(numbers.reshape(leaf.shape))
     total += size
   seen = []
   for reading in readings:
