@@ -258,14 +258,12 @@ def test_exact_solution_solves_the_equation():
 @pytest.mark.parametrize("name", ppo.TASKS)
 def test_ppo(tmp_path, name):
   task = ppo.TASKS[name]._replace(rollout=256, epochs=1, batch=512, steps=2048)
-  assert runs.reinforce((name, task), ("adam", OPTIMIZERS["adam"]), [0, 1], tmp_path)
-  assert runs.reinforce(
-    (name, task), ("adam", OPTIMIZERS["adam"]), [0, 1, 2], tmp_path
-  ) == [2]
+  adam = "adam", OPTIMIZERS["adam"]
+  assert runs.reinforce((name, task), adam, [0, 1], tmp_path) == [0, 1]
+  assert runs.reinforce((name, task), adam, [0, 1], tmp_path) == []
   found = json.loads((tmp_path / f"ppo/{name}/adam-0.json").read_text())
   low, high = {"cartpole": (8, 60), "pendulum": (-2000, -500)}[name]
   assert low < found["return"] < high  # as a policy that acts at random
-  assert "2 seeds" not in report.write(tmp_path)
   assert f"PPO, {name}" in report.write(tmp_path)
 
 
