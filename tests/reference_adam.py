@@ -127,7 +127,13 @@ def _move_as_far(d: np.ndarray, a: np.ndarray) -> np.ndarray:
 class _LayerReference:
   """The matrices and the persistence of one layer, or of one index of a stack."""
 
-  def __init__(self, estimator: str, shape: tuple[int, int], adam: "MbfAdamReference"):
+  def __init__(
+    self,
+    estimator: str,
+    shape: tuple[int, int],
+    adam: "MbfAdamReference",
+    biased: bool = False,
+  ):
     blocks, length = shape
     self.adam = adam
     self.both = estimator == "both"
@@ -138,7 +144,9 @@ class _LayerReference:
     if estimator == "full":
       self.inputs = [_Matrix(range(b, b + 1), slice(0, length)) for b in range(blocks)]
     elif estimator in ("shared", "both"):
-      self.inputs = [_Matrix(range(blocks), piece) for piece in pieces(length, limit)]
+      longest = None if limit is None else limit + biased  # The bias comes on top.
+      cuts = pieces(length, longest)
+      self.inputs = [_Matrix(range(blocks), piece) for piece in cuts]
     else:
       raise ValueError(f"mbf_adam has no estimator {estimator!r}")
     # Of the transposed layer, whose blocks are the inputs.
@@ -266,7 +274,8 @@ class MbfAdamReference:
     for part in parts(self.layers, grads):
       layer = None
       if part.estimator not in ELEMENTWISE:
-        layer = _LayerReference(part.estimator, part.read(grads).shape, self)
+        shape, biased = part.read(grads).shape, len(part.names) > 1
+        layer = _LayerReference(part.estimator, shape, self, biased)
       self._parts.append((part, layer))
 
   def _corrected_momentum(self) -> Arrays | None:

@@ -138,8 +138,9 @@ class ColumnBlocks(Blocks):
 
   @property
   def parts(self) -> Parts:
-    """How block vectors are cut."""
-    return Parts(self.reading.block_size, self.reading.layer.block_limit)
+    """How block vectors are cut; the bias comes on top of the limit."""
+    limit = self.reading.layer.block_limit + (self.reading.bias_path is not None)
+    return Parts(self.reading.block_size, limit)
 
   def columns(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "*stack n m"]:
     """Block vectors as columns, the ``m`` blocks of a layer in one axis."""

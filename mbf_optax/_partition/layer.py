@@ -38,8 +38,8 @@ class Layer:
     rank: number of gradients that ``"low_rank"`` keeps.
     full_limit: largest block for which ``"auto"`` may keep a matrix for every block.
     block_limit: largest number of inputs (or outputs) that one matrix of ``"shared"``
-      and ``"two_sided"`` spans; wider layers are cut into equal parts with a matrix
-      each.
+      and ``"two_sided"`` spans, beside a bias; wider layers are cut into equal parts
+      with a matrix each.
 
   Raises:
     ValueError: for an unknown estimator, a rank or a limit below 1, or block axes that
@@ -57,7 +57,7 @@ class Layer:
   joins_bias: bool = True
   rank: int = 16
   full_limit: int = 32
-  block_limit: int = 256
+  block_limit: int = 128
 
   def __post_init__(self) -> None:
     if self.estimator not in get_args(Estimator):

@@ -92,7 +92,7 @@ def traced_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
-  block_limit: int = 256,
+  block_limit: int = 128,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of any model, from how its loss uses every parameter.
