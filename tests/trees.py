@@ -36,19 +36,9 @@ SHAPES = {
 }
 RANK = 5
 
-ADAM_SHAPES = {  # a layer of every estimator, alone and stacked
-  name: SHAPES[name]
-  for name in (
-    "conv2d",
-    "conv_shared",
-    "dense_full",
-    "dense_low_rank",
-    "dense_shared",
-    "dense_wide",
-    "norm",
-    "scalar",
-    "stack",
-  )
+# A layer of every estimator, alone and stacked.
+ADAM_SHAPES = {
+  name: SHAPES[name] for name in ("conv2d", "dense_shared", "norm", "scalar", "stack")
 }
 
 PARTITION = mbf_optax.flax_partition(
