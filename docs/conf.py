@@ -21,7 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 project = "mbf_optax"
-copyright = "the mbf_optax authors"
+copyright = "the mbf_optax developers"
 release = version = mbf_optax.__version__
 
 extensions = [

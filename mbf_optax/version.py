@@ -1,3 +1,3 @@
 """The version of the package, and of the state that it keeps."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,11 +1,14 @@
 """The documentation names what exists, its code runs, and it builds."""
 
+import contextlib
+import io
 import pathlib
 import re
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 import mbf_optax
@@ -36,16 +39,47 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.promotes
+@pytest.mark.parametrize("snippet", SNIPPETS[1:])
 def test_snippets_run(snippet):
   """Code that the build of the documentation only prints."""
   exec(snippet, {"jax": jax, "learning_rate": 1e-3})
+
+
+def printed(program):
+  output = io.StringIO()
+  with contextlib.redirect_stdout(output):
+    exec(program, {})
+  return output.getvalue()
+
+
+def numbers(text):
+  return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+@pytest.mark.promotes
+def test_the_loop_of_the_readme_prints_what_it_says():
+  """For both optimizers; the last digits depend on the machine."""
+  page = text("README.md")
+  (loop,) = SNIPPETS[0].values
+  said = re.search(r"^```text\n(.*?)^```", page, re.M | re.S).group(1)
+  shown = printed(loop)
+  assert re.sub(r"\d", "0", shown) == re.sub(r"\d", "0", said), shown
+  np.testing.assert_allclose(numbers(shown), numbers(said), rtol=0.03, err_msg=shown)
+
+  ours, adam = re.search(r"^tx = (\S+)  # was (\S+)$", loop, re.M).groups()
+  last = float(re.search(r"the last line says ([\d.]+[\d])\.", page).group(1))
+  assert numbers(printed(loop.replace(ours, adam)))[-1] == pytest.approx(last, rel=0.03)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_exist(page):
   folder = (ROOT / page).parent
   links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text(page))
+  links += [
+    str(ROOT / name)
+    for name in re.findall(r"/(?:main|blob/main)/([^)#\s]+)\)", text(page))
+  ]
   files = re.findall(r"`((?:benchmarks|docs|examples|tests|\.ci)/[\w./]*)`", text(page))
   missing = [link for link in links if not (folder / link).exists()]
   missing += [name for name in files if not (ROOT / name).exists()]

@@ -36,17 +36,41 @@ SHAPES = {
 }
 RANK = 5
 
+ADAM_SHAPES = {  # a layer of every estimator, alone and stacked
+  name: SHAPES[name]
+  for name in (
+    "conv2d",
+    "conv_shared",
+    "dense_full",
+    "dense_low_rank",
+    "dense_shared",
+    "dense_wide",
+    "norm",
+    "scalar",
+    "stack",
+  )
+}
+
 PARTITION = mbf_optax.flax_partition(
-  dense="full",
+  "full",
   rank=RANK,
-  overrides=[
-    ("shared", "shared"),
-    ("low_rank", "low_rank"),
-  ],
+  overrides=[("conv_large", "full"), ("shared", "shared"), ("low_rank", "low_rank")],
 )
 
 
-def flat_shapes() -> dict[str, tuple[int, ...]]:
+def adam_partition(block_limit: int = 256) -> mbf_optax.Partition:
+  """For ``mbf_adam``, with two sides in the place of a low rank.
+
+  Of a tree without the very large convolution.
+  """
+  return mbf_optax.flax_partition(
+    "full",
+    block_limit=block_limit,
+    overrides=[("shared", "shared"), ("low_rank", "two_sided")],
+  )
+
+
+def flat_shapes(shapes: dict = SHAPES) -> dict[str, tuple[int, ...]]:
   """Shapes by ``"/"``-joined path."""
 
   def walk(prefix, node):
@@ -56,10 +80,10 @@ def flat_shapes() -> dict[str, tuple[int, ...]]:
       for key, child in node.items():
         yield from walk(f"{prefix}/{key}" if prefix else key, child)
 
-  return dict(walk("", SHAPES))
+  return dict(walk("", shapes))
 
 
-def nested(flat: dict[str, np.ndarray]) -> dict:
+def nested(flat: dict[str, np.ndarray], shapes: dict = SHAPES) -> dict:
   """The nested tree of arrays given by path."""
 
   def build(prefix, node):
@@ -67,7 +91,7 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
       return flat[prefix]
     return {k: build(f"{prefix}/{k}" if prefix else k, c) for k, c in node.items()}
 
-  return build("", SHAPES)
+  return build("", shapes)
 
 
 def flat(tree: dict) -> dict:
@@ -76,18 +100,18 @@ def flat(tree: dict) -> dict:
   return {"/".join(entry.key for entry in path): leaf for path, leaf in pairs}
 
 
-def joined() -> list[tuple[str, ...]]:
+def joined(layers: list[reference.Layer]) -> list[tuple[str, ...]]:
   """Names of the leaves whose elements share mini-blocks, for every layer."""
   names = []
-  for layer in oracle_layers():
+  for layer in layers:
     leaves = [name for name in (layer.kernel, layer.bias) if name]
     apart = layer.kind in ("conv", "elementwise")
     names += [(name,) for name in leaves] if apart else [tuple(leaves)]
   return names
 
 
-def oracle_layers() -> list[reference.Layer]:
-  """The same layers written out by hand for the oracle."""
+def oracle_layers(low_rank: str = "low_rank") -> list[reference.Layer]:
+  """The same layers written out by hand for the oracles."""
   conv, dense = ("conv",), ("dense",)
 
   def layer(kind, module, estimator="full", bias=True, stacked=False):
@@ -113,12 +137,12 @@ def oracle_layers() -> list[reference.Layer]:
     layer(*dense, "dense_wide"),
     layer(*dense, "dense_shared", "shared"),
     layer(*dense, "dense_no_bias", bias=False),
-    layer(*dense, "dense_low_rank", "low_rank"),
+    layer(*dense, "dense_low_rank", low_rank),
     layer("attention_in", "attention/query"),
     layer("attention_out", "attention/out"),
     layer(*conv, "stack/conv", stacked=True),
     layer(*dense, "stack/dense_full", stacked=True),
-    layer(*dense, "stack/dense_low_rank", "low_rank", stacked=True),
+    layer(*dense, "stack/dense_low_rank", low_rank, stacked=True),
     layer(*dense, "stack/dense_shared", "shared", stacked=True),
     *[reference.Layer("elementwise", name) for name in rms],
     *[reference.Layer("elementwise", f"stack/norm/{n}") for n in ("scale", "bias")],
@@ -126,12 +150,30 @@ def oracle_layers() -> list[reference.Layer]:
 
 
 def random_gradients(
-  seed: int, count: int, scale: float = 1.0
+  seed: int, count: int, scale: float = 1.0, shapes: dict = SHAPES
 ) -> list[dict[str, np.ndarray]]:
   """Gradients by path, correlated over steps as those of training are."""
   rng = np.random.default_rng(seed)
-  means = {path: rng.normal(size=shape) for path, shape in flat_shapes().items()}
+  means = {path: rng.normal(size=shape) for path, shape in flat_shapes(shapes).items()}
   return [
     {p: scale * (m + rng.normal(size=m.shape)) for p, m in means.items()}
     for _ in range(count)
   ]
+
+
+def largest_relative_error(
+  actual: dict, expected: dict[str, np.ndarray], layers: list[reference.Layer]
+) -> float:
+  """Largest error of a layer relative to the largest element of that layer.
+
+  A layer here is what mini-blocks join: a kernel and the bias that is part of its
+  blocks, else a lone leaf. A block's inverse mixes its elements, so it rounds a bias as
+  coarsely as the weights beside it, however small the bias is at that step.
+  """
+  actual = flat(actual)
+  errors = []
+  for names in joined(layers):
+    wrong = [np.asarray(actual[name], float) - expected[name] for name in names]
+    largest = max(np.max(np.abs(expected[name])) for name in names)
+    errors.append(max(np.max(np.abs(leaf)) for leaf in wrong) / largest)
+  return max(errors)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import Operations, Regularizer, Spectrum
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Inexact
 

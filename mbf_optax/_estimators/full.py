@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -18,7 +19,6 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.batches import Matrices, Results, Stored
-from mbf_optax._mesh import axes
 from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
@@ -32,7 +32,7 @@ class BlockState(NamedTuple):
     statistics: moving average of ``g g^T``, float32 or wider: packed triangles ``(t,
       *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones, ``(*stack, parts,
       n, n)`` for matrices that blocks share.
-    inverse: what preconditions, in the same shape: the inverse of the damped statistics
+    inverse: the preconditioner, in the same shape: the inverse of the damped statistics
       under ``mbf``, a power of it under ``mbf_adam``.
   """
 

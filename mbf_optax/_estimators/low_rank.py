@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -26,7 +27,6 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 from mbf_optax._tree.shapes import Array, Float, Int
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -104,7 +104,7 @@ class LowRankBlocks(Blocks):
     trace = jnp.sum(triangles.diagonal(weighted), axis=0)
     stacked = tuple(range(len(self.reading.stack_shape)))
     order = np.full([1] * ndim, n)
-    _, level = regularize(Spectrum(trace / n, order, 1, stacked))
+    _, level = regularize(Spectrum(trace / n, order, 1, stacked, is_corrected=True))
     # Where the damping has fallen to zero the last positive one is kept.
     level = jnp.where(level > 0, level, state.damping)
     # Gradients that hardly differ have a Gram matrix whose small eigenvalues are all

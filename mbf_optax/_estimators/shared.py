@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
@@ -31,7 +32,6 @@ from mbf_optax._estimators.full import (
 )
 from mbf_optax._linalg import products
 from mbf_optax._linalg.batches import Matrices, Results
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Int
 
@@ -57,7 +57,7 @@ class Parts:
 
   @property
   def rows(self) -> int:
-    """Rows of a part, without padding the last."""
+    """Rows of every part but the last, which may have fewer."""
     return -(-self.n // self.count)
 
   @property
@@ -72,7 +72,7 @@ class Parts:
     return -(-self.n // 8) * 8
 
   def orders(self, stack_ndim: int) -> Int[np.ndarray, "*ones parts"]:
-    """Rows of every part that are no padding."""
+    """Rows of every part without padding."""
     rows = np.full(self.count, self.rows)
     rows[-1] = self.n - (self.count - 1) * self.rows
     return rows.reshape(*[1] * stack_ndim, self.count)
@@ -118,6 +118,13 @@ class Parts:
   ) -> Float[Array, "*stack n m"]:
     """``P V`` for columns ``V``."""
     return self.join(products.apply(state.inverse, self.split(columns)))
+
+  def inverse_diagonals(self, state: BlockState) -> Float[Array, "kept *stack parts"]:
+    """Diagonals of inverses, the first row's for padding."""
+    found = diagonals(state.inverse)
+    rows = np.arange(self.kept).reshape(-1, *[1] * (found.ndim - 1))
+    is_real = rows < self.orders(found.ndim - 2)[None]
+    return jnp.where(is_real, found, found[:1])
 
   def shardings(self, reading: Reading, sharding: NamedSharding) -> Any:
     """Where statistics and inverses lie."""
@@ -176,7 +183,7 @@ class SharedBlocks(ColumnBlocks):
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
   def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
-    """By neuron and part: each part was scaled by a matrix of its own."""
+    """By neuron and part, since every part has a matrix of its own."""
     parts = self.parts
     split = parts.split(self.columns(vectors))
     lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)
@@ -186,10 +193,10 @@ class SharedBlocks(ColumnBlocks):
     self, state: BlockState, correction: Float[Array, ""]
   ) -> Float[Array, "*stack parts"]:
     statistics = diagonals(state.statistics) / correction
-    return condition_number(statistics, diagonals(state.inverse))
+    return condition_number(statistics, self.parts.inverse_diagonals(state))
 
   def spread(self, state: BlockState) -> Float[Array, "*stack parts"]:
-    return spread_of(diagonals(state.inverse))
+    return spread_of(self.parts.inverse_diagonals(state))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state

@@ -40,7 +40,7 @@ class TwoSidedState(NamedTuple):
 
 
 class TwoSidedBlocks(ColumnBlocks):
-  """A layer moves as one: the outputs' matrix mixes its blocks."""
+  """One length for the whole layer, since the outputs' matrix mixes its blocks."""
 
   @property
   def sides(self) -> tuple[str, ...]:
@@ -106,11 +106,12 @@ class TwoSidedBlocks(ColumnBlocks):
     self, state: TwoSidedState, correction: Float[Array, ""]
   ) -> Float[Array, "*stack parts"]:
     statistics = diagonals(state.inputs.statistics) / correction
-    return condition_number(statistics, diagonals(state.inputs.inverse))
+    return condition_number(statistics, self.parts.inverse_diagonals(state.inputs))
 
   def spread(self, state: TwoSidedState) -> Float[Array, ""]:
-    inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
-    return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
+    inputs = spread_of(self.parts.inverse_diagonals(state.inputs))
+    outputs = spread_of(self.output_parts.inverse_diagonals(state.outputs))
+    return jnp.maximum(jnp.max(inputs), jnp.max(outputs))
 
   def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> Any:
     del state

@@ -2,8 +2,8 @@
 
 Matrices of equal order from all layers go through one batch, so that the compiled
 program grows with the number of distinct orders and not with the depth of the network.
-With several devices every layer stays a part of its own: joining would undo each
-layer's sharding.
+With several devices every layer is inverted by itself: joining would undo each layer's
+sharding.
 """
 
 import collections
@@ -36,7 +36,7 @@ class Matrices(NamedTuple):
     is_packed: whether they are packed triangles.
     scale: of the rank of ``batch``.
     shift: likewise; a lower bound of the eigenvalues.
-    order: number of rows that are no padding.
+    order: number of rows without padding.
     as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
@@ -55,7 +55,7 @@ class Matrices(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What was computed of a layer's matrices.
+  """Inverses or powers of a layer's matrices.
 
   Attributes:
     values: where a new one is not finite, the previous.
@@ -342,7 +342,7 @@ def _invert_matrices(
 
 
 def _split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
-  """A part's batch cut into its layers', which is the whole where there is one."""
+  """A part's batch, cut into those of its layers."""
   if len(sizes) == 1:
     return [joined]
   return jax.lax.platform_dependent(

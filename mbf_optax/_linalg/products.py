@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mbf_optax._mesh import devices
 from mbf_optax._tree.shapes import Array, Float
 
-_STRIPS = 4  # at most, of a symmetric product; each one is compiled apart
+_STRIPS = 4  # at most, of a symmetric product; each one is a program of its own
 _LEAST_ROWS = 576  # of a strip
 _TALL = 3  # rows a column beyond which mirroring costs more than it saves
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -52,9 +52,9 @@ def symmetric_product(
 ) -> Float[Array, "*batch n n"]:
   """``A A^T``, computing little more than its lower triangle.
 
-  Strips of rows are computed up to the diagonal and mirrored beyond it, which spares up
-  to three operations of eight, but moves the product once more: with few columns, or
-  rows, a whole product is as fast.
+  Strips of rows are computed up to the diagonal and mirrored beyond it. That saves up
+  to three operations of eight but copies the product once more, so with few columns or
+  few rows the whole product is computed.
   """
   n, m = columns.shape[-2:]
   count = min(_STRIPS, -(-n // _LEAST_ROWS))

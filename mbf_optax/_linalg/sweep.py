@@ -24,8 +24,8 @@ _LARGE = 320  # order beyond which wide panels pay, and sparing a mirror image
 def panel_width(n: int) -> int:
   """Columns that the block sweep eliminates at a time for order ``n``.
 
-  What is left over when ``n`` is no multiple of it has to be compiled apart, so a
-  large order takes a divisor, if it has one nearby.
+  A remainder is a second program to compile, so a large order takes a divisor of ``n``
+  if there is one nearby.
   """
   for limit, width in ((32, 8), (_LARGE, _PIVOT)):
     if n <= limit:
@@ -38,9 +38,9 @@ def panel_width(n: int) -> int:
 def padded_order(n: int) -> int:
   """The largest order that ``n`` is inverted with, padded, in one batch.
 
-  Steps are coarse, so that few distinct orders have to be compiled. Eight more than a
-  whole number of steps end one too: layers of 256 or 1024 inputs have blocks of 257 or
-  1025 elements, and work grows with the cube of the order.
+  Steps are coarse, so that few distinct orders have to be compiled. There is one at
+  every multiple of the step, and one at eight more: layers of 256 or 1024 inputs have
+  blocks of 257 or 1025 elements, and work grows with the cube of the order.
   """
   step = 8 if n <= 32 else 32 if n <= 128 else 64
   whole = -(-n // step) * step
@@ -69,7 +69,7 @@ def spd_inverse(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n 
   ``A_RR - A_RK inv(A_KK) A_KR``; sweeping the next panel, whose pivot block is
   ``D = L L^T``, subtracts ``V V^T`` with ``V = A[:, panel] L^(-T)`` everywhere.
   All the work is in that product: ``2 n^3`` operations, a quarter less for large
-  matrices, of which a quadrant is left out that mirrors another. Matrices that a mesh
+  matrices, one of whose quadrants is mirrored from another. Matrices that a mesh
   divides by rows stay divided, and every device computes its own rows.
 
   Args:

@@ -19,7 +19,7 @@ def init(
 ) -> Any:
   """``build(params)``, a state, laid out beside the parameters.
 
-  No device holds more than its own part of the state, not for a moment.
+  No device ever holds more than its own part of the state.
 
   Args:
     build: makes the state.

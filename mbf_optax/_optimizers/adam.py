@@ -47,6 +47,7 @@ from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
 from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -82,9 +83,9 @@ def scale_by_mbf_adam(
   *,
   nesterov: bool = False,
   damping: optax.ScalarOrSchedule = 0.1,
-  exponent: optax.ScalarOrSchedule = 0.5,
+  exponent: optax.ScalarOrSchedule = 0.75,
   output_exponent: optax.ScalarOrSchedule = 0.5,
-  curvature_ema: jax.typing.ArrayLike = 0.95,
+  curvature_ema: jax.typing.ArrayLike = 0.99,
   curvature_update_period: jax.typing.ArrayLike = 1,
   inverse_update_period: jax.typing.ArrayLike = 10,
   partition: Partition | None = None,
@@ -220,6 +221,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
+    check_size([estimator.reading for estimator in layers.estimators])
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:
@@ -319,7 +321,8 @@ class _Method:
     for estimator in layers.estimators:
       r = estimator.reading
       new = foretold(to_blocks(r, leaves), to_blocks(r, before), len(r.stack_shape))
-      averages[r.path] = MEMORY * state.foretold[r.path] + (1 - MEMORY) * new
+      old = state.foretold[r.path]
+      averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
 
   def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""]:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from mbf_optax._tree import checks
+
 Mask = Any | Callable[[optax.Params], Any] | None
 """A tree of booleans like the parameters, or a function from them to one."""
 
@@ -14,6 +16,7 @@ def decoupled_weight_decay(
   weight_decay: jax.typing.ArrayLike, mask: Mask
 ) -> optax.GradientTransformation:
   """``optax.add_decayed_weights`` that needs no parameters where nothing decays."""
+  checks.mask(mask)
   decay = optax.add_decayed_weights(weight_decay, mask)
 
   def update(

@@ -25,6 +25,7 @@ from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
 from mbf_optax._partition import reading
+from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -168,6 +169,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
+    check_size([estimator.reading for estimator in layers.estimators])
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfState, whole: NamedSharding) -> MbfState:
@@ -284,7 +286,7 @@ class _Method:
     ) -> tuple[Float[Array, "*#batch"], Float[Array, "*batch"]]:
       dtype, shape = spectrum.mean_diagonal.dtype, spectrum.mean_diagonal.shape
       ones, damping = [1] * len(shape), devices.replicated(value, dtype)
-      correction = c.astype(dtype).reshape(ones)
+      correction = jnp.where(spectrum.is_corrected, 1, c).astype(dtype).reshape(ones)
       if not self.relative_damping:
         return 1 / correction, jnp.broadcast_to(damping, shape)
       axes = [a for a in range(len(shape)) if a not in spectrum.stack_axes]

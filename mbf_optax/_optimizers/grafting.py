@@ -41,15 +41,17 @@ def graft(
   take :math:`a` itself. Stacked layers are scaled one by one.
 
   Args:
-    direction: transformation that gives the direction, :func:`scale_by_mbf` say.
-    magnitude: transformation that gives the length, ``optax.scale_by_adam()`` say. Like
-      the direction it must not have flipped the gradient's sign yet.
+    direction: transformation that gives the direction, for example
+      :func:`scale_by_mbf`.
+    magnitude: transformation that gives the length, for example
+      ``optax.scale_by_adam()``. Neither may flip the gradient's sign, which the
+      learning rate does.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     lengths: whether a ``"layer"`` is scaled as a whole, or every mini-``"block"``.
 
   Returns:
     The transformation; extra arguments reach both parts. Both parts, their states and
-    the norms are float32 or wider, updates come in the gradients' dtype. The magnitude
+    the norms are float32 or wider; updates come in the gradients' dtype. The magnitude
     sees zeros in place of elements that are not finite or overflow when squared.
 
   Examples:
@@ -101,14 +103,16 @@ def graft(
 def _wide(updates: optax.Updates) -> optax.Updates:
   """In float32 or wider.
 
-  float16 holds neither a direction of any length nor squares of small gradients, and
-  averages in bfloat16 stand still.
+  float16 over- and underflows here, and averages in bfloat16 stop changing.
   """
   return jax.tree.map(as_float, updates)
 
 
 def _without_faults(updates: optax.Updates) -> optax.Updates:
-  """With zeros for what cannot be squared: it would stay in Adam's moments for good."""
+  """Zeroes elements that are not finite or overflow when squared.
+
+  They would otherwise poison Adam's moments.
+  """
   return jax.tree.map(
     lambda leaf: jnp.where(jnp.isfinite(jnp.square(jnp.abs(leaf))), leaf, 0), updates
   )
@@ -117,7 +121,7 @@ def _without_faults(updates: optax.Updates) -> optax.Updates:
 def _resized(
   reading: Reading, along: Leaves, sized: Leaves, lengths: Lengths
 ) -> Leaves:
-  """The layer's leaves of ``along`` with the norms of those of ``sized``."""
+  """The layer's part of ``along``, rescaled to the norms of ``sized``."""
   d, a = to_blocks(reading, along), to_blocks(reading, sized)
   stacked = len(reading.stack_shape)
   axes = (0,) if lengths == "block" else (0, *range(1 + stacked, d.ndim))

@@ -22,7 +22,7 @@ def foretold(
 
   Both are taken in units of the largest element, so that no square over- or underflows.
   """
-  axes = (0, *range(1 + stack_ndim, g.ndim))
+  axes, m_hat = (0, *range(1 + stack_ndim, g.ndim)), m_hat.astype(g.dtype)
   largest = jnp.maximum(jnp.abs(g), jnp.abs(m_hat)).max(axis=axes, keepdims=True)
   unit = jnp.where(largest > 0, largest, 1)
   g, m_hat = g / unit, m_hat / unit
@@ -38,5 +38,6 @@ def persistence(
 
   At the first step nothing could be foretold, and the gradient is taken to persist.
   """
-  corrected = average / jnp.where(t > 1, 1 - MEMORY ** (t - 1), 1)
+  before = (t - 1).astype(average.dtype)
+  corrected = average / jnp.where(t > 1, 1 - MEMORY**before, 1)
   return jnp.where(t > 1, jnp.clip(corrected, 0, 1), 1)

@@ -9,11 +9,15 @@ it is asked for.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from mbf_optax._partition.layer import Layer
+from mbf_optax._partition.layer import Layer, Reading
 
 FLOATS = 40
 FULL_BLOCK = FLOATS - 4  # elements of the largest block with a matrix of its own
+_MOMENTS = 2  # floats a parameter that Adam holds
+_PACKED = 64  # largest block whose symmetric matrix is kept as a triangle
+_SILENT_BYTES = 10**9  # what a layer may hold without being asked about
 _PART = FLOATS // 2 - 3  # inputs that one matrix may span for every output
 
 
@@ -32,4 +36,52 @@ def within_bounds(layer: Layer, shape: tuple[int, ...]) -> Layer:
   taken = layer.block_axes + layer.stack_axes
   counted = math.prod(n for axis, n in enumerate(shape) if axis not in taken)
   limit = max(1, min(layer.block_limit, _PART * min(size, counted)))
+  if limit == layer.block_limit:
+    return layer
   return dataclasses.replace(layer, block_limit=limit)
+
+
+def floats(reading: Reading) -> int:
+  """Floats that a layer's moments, statistics and inverses hold, to within padding.
+
+  ``"auto"`` is counted as the larger of what it may become.
+  """
+  layer, n, blocks = reading.layer, reading.block_size, reading.blocks
+  moments = _MOMENTS * reading.elements
+  if layer.elementwise:
+    return moments + reading.elements
+  if layer.estimator == "full" or (layer.estimator == "auto" and n <= layer.full_limit):
+    return moments + blocks * (n * (n + 1) if n <= _PACKED else 2 * n * n)
+  if layer.estimator == "low_rank":
+    return moments + blocks * layer.rank * (n + layer.rank + 1)
+  layers = math.prod(reading.stack_shape)
+  held = _shared(n, layer.block_limit)
+  if layer.estimator != "shared":
+    held += _shared(reading.blocks_per_layer, layer.block_limit)
+  return moments + layers * held
+
+
+def _shared(n: int, limit: int) -> int:
+  """Floats of the matrices of ``n`` rows in equal parts."""
+  parts = -(-n // limit)
+  return 2 * parts * (-(-n // parts)) ** 2
+
+
+def check_size(readings: Sequence[Reading]) -> None:
+  """Raises a ``ValueError`` for a layer that would hold very much.
+
+  That is more than 40 floats a parameter and more than a gigabyte in float32. What the
+  partitions choose by themselves never does; a :class:`Layer`, an override or a limit
+  of the user's may.
+  """
+  for reading in readings:
+    held = floats(reading)
+    if held <= FLOATS * reading.elements or 4 * held <= _SILENT_BYTES:
+      continue
+    raise ValueError(
+      f"mbf_optax: {reading.describe()} would hold {4 * held / 1e9:,.1f} GB,"
+      f" {held / reading.elements:,.0f} floats a parameter where Adam holds"
+      f' {_MOMENTS}. Read it as "shared" with a block_limit of'
+      f" {Layer.block_limit} or less, along other block_axes, or as"
+      ' "rms", with an override.'
+    )

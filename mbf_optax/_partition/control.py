@@ -16,7 +16,7 @@ def nested(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
     jaxpr = equation.params.get(name)
     if jaxpr is not None and _fits(jaxpr, equation):
-      return walk.closed(jaxpr, values)
+      return walk.follow(jaxpr, values, walk.wanted)
   for value in values:
     for view in value.views:
       walk.lose(view, equation)
@@ -44,7 +44,7 @@ def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   ]
 
   def body(inside: list[Value]) -> list[Value]:
-    return walk.closed(equation.params["jaxpr"], [*fixed, *inside, *scanned])
+    return walk.follow(equation.params["jaxpr"], [*fixed, *inside, *scanned])
 
   outputs = _loop(walk, body, carry)
   stacked = [
@@ -64,7 +64,7 @@ def _while(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
 def _call(
   walk: Any, jaxpr: Any, fixed: list[Value], inside: list[Value]
 ) -> list[Value]:
-  return walk.closed(jaxpr, [*fixed, *inside])
+  return walk.follow(jaxpr, [*fixed, *inside])
 
 
 def _loop(walk: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
@@ -110,7 +110,8 @@ def _without_events(view: views.View) -> views.View:
 
 def _cond(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   """What all branches agree on."""
-  branches = [walk.closed(b, values[1:]) for b in equation.params["branches"]]
+  wanted = walk.wanted
+  branches = [walk.follow(b, values[1:], wanted) for b in equation.params["branches"]]
   return [_agreed(outputs) for outputs in zip(*branches, strict=True)]
 
 

@@ -232,7 +232,8 @@ def read(
       f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and"
       f" stacked axes {layer.stack_axes} must all be distinct."
     )
-  layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
+  if (axes, stack) != (layer.block_axes, layer.stack_axes):
+    layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
   if bias is None or not layer.joins_bias or layer.elementwise:
     return _with_blocks(Reading(path, None, shape, layer))
   reading = _with_blocks(Reading(path, bias.path, shape, layer, tuple(bias.shape)))

@@ -65,6 +65,12 @@ class Choices:
     overrides: Sequence[Override],
   ) -> "Choices":
     """Raises a ``ValueError`` that names the argument for what cannot be used."""
+    if not isinstance(dense, str):
+      raise TypeError(
+        f"mbf_optax: the partition got a {type(dense).__name__} for dense. Parameters"
+        " go to what a preset returns: partition=flax_partition() for an optimizer,"
+        " flax_partition()(params) for the readings."
+      )
     if dense not in ESTIMATORS:
       raise ValueError(
         f"mbf_optax: the partition got dense={dense!r}; use one of"
@@ -76,13 +82,17 @@ class Choices:
         raise ValueError(
           f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
         )
-    if isinstance(overrides, str | dict) or not all(
-      isinstance(pair, tuple | list) and len(pair) == 2 for pair in overrides
-    ):
-      raise ValueError(
-        f"mbf_optax: the partition got overrides={overrides!r}; give a list of pairs of"
-        ' a regular expression and a reading, [("Dense_0", "shared")] say.'
+    if isinstance(overrides, str | dict):
+      raise TypeError(
+        f"mbf_optax: overrides is a {type(overrides).__name__}; give a list of pairs,"
+        ' [("Dense_0/kernel", "rms")] say: the first that matches wins.'
       )
+    for pair in overrides:
+      if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(
+          f"mbf_optax: an override is {pair!r}; give pairs of a pattern and what to"
+          ' read, ("Dense_0/kernel", "rms") say.'
+        )
     rules = tuple(Rule.parse(*pair) for pair in overrides)
     return cls(dense, rank, full_limit, block_limit, rules)
 

@@ -53,7 +53,7 @@ def _product(
       if _is_weight(walk, equation, view, use, value, other):
         made.append(_output(equation, view, side, numbers, step))
         for ours, theirs in zip(*_ordered(numbers.batch, side), strict=True):
-          walk.record.stack_alike(view.axes[ours], theirs, other.origins)
+          walk.stack_alike(view.axes[ours], theirs, other.origins)
   alone = all(value.views and not value.is_data for value in values)
   source = Source.PARAMETERS if alone else Source.DATA
   return [Value(source, outputs=tuple(made), origins=_origins(made))]
@@ -84,7 +84,7 @@ def _is_weight(
   if other.indicator:
     walk.use(view, Use("elementwise"), equation, True)
     return False
-  walk.record.withdrawn.update(view.events)
+  walk.is_weight(view)
   pure = bool(other.views) and not value.is_data and not other.is_data
   walk.use(view, use, equation, not pure)
   return use.kind != "elementwise"
@@ -106,7 +106,7 @@ def _convolution(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   step, made = next(walk.counter), []
   for view in values[1].views:
     use = in_convolution(view, shape_of(equation.invars[1]), equation.params)
-    walk.record.withdrawn.update(view.events)
+    walk.is_weight(view)
     walk.use(view, use, equation, True)
     axes = [fresh(size) for size in shape_of(equation.outvars[0])]
     axes[numbers.out_spec[1]] = view.axes[numbers.rhs_spec[0]]
@@ -115,7 +115,7 @@ def _convolution(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
     stack = ensemble(outputs.real, equation.params["feature_group_count"])
     if stack:
       first = Span(outputs.real[:1])
-      walk.record.stack_alike(first, features, values[0].origins)
+      walk.stack_alike(first, features, values[0].origins)
   for view in values[0].views:
     walk.lose(view, equation)
   return [Value(Source.DATA, outputs=tuple(made), origins=_origins(made))]

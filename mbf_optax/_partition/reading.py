@@ -6,11 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from mbf_optax._partition.layer import Partition, Reading, check_cover
+from mbf_optax._partition.presets import PRESETS
+from mbf_optax._partition.unknown import warn_if_mostly_elementwise
 from mbf_optax._tree import paths
 
 
 def readings(partition: Partition, params: Any) -> Sequence[Reading]:
   """The readings of parameters, checked to be floating and to be covered once.
+
+  Warns where most of them are read element by element because nothing is known of them.
 
   Raises:
     ValueError: naming the path of a parameter that cannot be trained, is read twice or
@@ -29,4 +33,5 @@ def readings(partition: Partition, params: Any) -> Sequence[Reading]:
       )
   found = partition(params)
   check_cover(found, leaves)
+  warn_if_mostly_elementwise(found, params, PRESETS)
   return found

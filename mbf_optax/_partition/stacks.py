@@ -69,6 +69,7 @@ class Stacks:
 
   def __init__(self, leaves: paths.Leaves) -> None:
     self._modules: dict[str, _Module] = {}
+    self._positions: dict[str, tuple[int, ...]] = {}
     for path in leaves:
       evidence = _Evidence.of(path, leaves)
       for module in _modules(path):
@@ -81,6 +82,12 @@ class Stacks:
 
     The same positions hold for every array of the stacked module.
     """
+    around = path.rpartition("/")[0]
+    if around not in self._positions:
+      self._positions[around] = self._find(path)
+    return self._positions[around]
+
+  def _find(self, path: str) -> tuple[int, ...]:
     modules = [self._modules[module] for module in _modules(path)]
     for module in modules:  # from the outside in: the more arrays, the less by chance
       if module.leading():  # others may be stacked inside it

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mbf_optax._partition.layer import Partition, Reading, read
+from mbf_optax._partition.layer import Partition, Reading, Why, read
 from mbf_optax._partition.overrides import Choices, Dense, Override
 from mbf_optax._partition.plans import Plan, Planner
 from mbf_optax._partition.uses import Recorder
@@ -64,7 +64,8 @@ class TracedPartition:
       layer, bias = plan.layer, plan.bias
       if bias is not None and bias.path not in shapes:
         layer, bias = dataclasses.replace(layer, joins_bias=False), None
-      reading = read(path, shape, layer, bias)
+      why: Why = "unknown" if plan.reason else "recognised"
+      reading = read(path, shape, layer, bias)._replace(why=why)
       readings.append(reading)
       joined.add(reading.bias_path)
     return tuple(reading for reading in readings if reading.path not in joined)
@@ -172,5 +173,11 @@ def _uses(
   for var in jaxpr.jaxpr.invars[len(leaves) :]:
     inputs.append(Value(Source.DATA, scalar=math.prod(var.aval.shape) == 1))
   walk = Walk()
-  walk.closed(jaxpr, inputs)
+  walk.follow(jaxpr, inputs, _first_if_a_loss(jaxpr.out_avals))
   return walk.record
+
+
+def _first_if_a_loss(outputs: Sequence[Any]) -> list[bool]:
+  """Which outputs are differentiated: a scalar that comes first, or all of them."""
+  is_loss = bool(outputs) and outputs[0].shape == ()
+  return [not is_loss or i == 0 for i in range(len(outputs))]

@@ -64,8 +64,8 @@ def metrics(
   r"""What to watch of every layer: persistence, conditioning, and the step it makes.
 
   With gradients and updates given it costs little beside a step, and is best called in
-  the jitted one. Layers that are read element by element are left out; their blocks are
-  single numbers.
+  the jitted one. Layers that are read element by element are left out, since their
+  blocks are single numbers.
 
   Under :func:`mbf` the condition number :math:`\kappa` of a block's damped statistics
   is estimated from the diagonals of the statistics :math:`G` and of the inverse

@@ -17,10 +17,13 @@ def _concrete(value: Any) -> bool:
 
 def _number(name: str, value: Any) -> np.ndarray:
   """A known value as an array of numbers, or a ``TypeError``."""
+  refusal = TypeError(f"mbf_optax: {name} is {value!r}; it must be a number.")
+  if value is None or isinstance(value, str):  # NumPy makes numbers of them
+    raise refusal
   try:
     return np.asarray(value, float)
   except (TypeError, ValueError) as error:
-    raise TypeError(f"mbf_optax: {name} is {value!r}; it must be a number.") from error
+    raise refusal from error
 
 
 def positive(name: str, value: Any, usual: str) -> None:
@@ -43,8 +46,9 @@ def no_schedule(name: str, value: Any) -> None:
   """Raises a ``ValueError`` for a function where a number is needed."""
   if callable(value):
     raise ValueError(
-      f"mbf_optax: {name} is a function; only the learning rate and the damping can be"
-      " schedules. optax.inject_hyperparams makes schedules of the others."
+      f"mbf_optax: {name} is a function; only the learning rate, the weight decay, the"
+      " damping and the exponents can be schedules. optax.inject_hyperparams makes"
+      " schedules of the others."
     )
 
 
@@ -58,7 +62,7 @@ def decay(name: str, value: Any) -> None:
 
 
 def period(name: str, value: Any) -> None:
-  """Raises a ``ValueError`` for a schedule, or a value known to be no count."""
+  """Raises a ``ValueError`` for a schedule, or a known value that does not count."""
   no_schedule(name, value)
   if not _concrete(value):
     return
@@ -70,7 +74,7 @@ def period(name: str, value: Any) -> None:
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
-  """Raises a ``ValueError`` for a value that is none of the choices."""
+  """Raises a ``ValueError`` for a value that is not among the choices."""
   if value not in choices:
     raise ValueError(
       f"mbf_optax: {name} is {value!r}; use one of {', '.join(map(repr, choices))}."
@@ -93,12 +97,29 @@ def partition(value: Any) -> Any:
     raise TypeError(
       f"mbf_optax: partition is the function {name} itself; call it: {name}()."
     )
+  if isinstance(value, tuple | list):
+    raise TypeError(
+      "mbf_optax: partition is the readings of some tree, not what reads one."
+      " optax.inject_hyperparams calls every function that it is given; name this one"
+      ' in static_args: optax.inject_hyperparams(mbf_adam, static_args=("partition",)).'
+    )
   if not callable(value):
     raise TypeError(
       f"mbf_optax: partition is {value!r}; use flax_partition(), haiku_partition(),"
       " equinox_partition(), traced_partition(loss, params, batch), or None."
     )
   return value
+
+
+def mask(value: Any) -> None:
+  """Raises a ``TypeError`` for a mask that is the value of a function, not one."""
+  if value is False or isinstance(value, jax.Array):
+    raise TypeError(
+      f"mbf_optax: mask is {value}, and nothing would decay; give a tree of booleans or"
+      " a function from parameters to one. optax.inject_hyperparams calls every"
+      " function that it is given; name this one in static_args:"
+      ' optax.inject_hyperparams(mbf_adam, static_args=("mask",)).'
+    )
 
 
 def same_state_kind(state: Any, expected: type) -> None:

@@ -35,7 +35,12 @@ def unflatten(like: Any, leaves: Leaves) -> Any:
 def _render(path: tuple[Any, ...]) -> str:
   if path and getattr(path[-1], "name", None) == "value":
     path = path[:-1]
-  return "/".join(_key(entry) for entry in path)
+  return joined(path)
+
+
+def joined(keys: tuple[Any, ...]) -> str:
+  """The path of a node, of the keys that lead to it."""
+  return "/".join(_key(entry) for entry in keys)
 
 
 def _key(entry: Any) -> str:

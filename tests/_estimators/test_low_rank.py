@@ -1,5 +1,8 @@
-"""The low-rank estimator where successive gradients are alike, and U^T U singular."""
+"""The low-rank estimator beside ``full``, and where gradients are alike."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import mbf_optax
 
 NEURONS, INPUTS, RANK, BETA, DAMPING = 8, 10_000, 16, 0.9, 0.1
+FEW_INPUTS, FEW_NEURONS, LOW, DECAY, LEVEL, LAST = 4, 2, 3, 0.7, 0.1, 9
 PARTITION = mbf_optax.flax_partition("low_rank", rank=RANK)
 
 
@@ -62,3 +66,78 @@ def test_no_damping_is_too_small_for_equal_gradients(length):
     direction, state = tx.update(gradient, state)
     along = jnp.sum(direction["kernel"] * gradient["kernel"], axis=0) / length
     np.testing.assert_allclose(along, length / (length**2 + 3e-3), rtol=0.35)
+
+
+# Low rank against full.
+
+
+@functools.cache
+def pair():
+  """The same layer with both estimators, in one compiled step."""
+  partition = mbf_optax.flax_partition(
+    dense="full", rank=LOW, overrides=[("low", "low_rank")]
+  )
+
+  def transformation(period):
+    return mbf_optax.scale_by_mbf(
+      damping=LEVEL,
+      momentum=0.0,
+      curvature_ema=DECAY,
+      curvature_update_period=period,
+      inverse_update_period=period,
+      partition=partition,
+    )
+
+  @jax.jit
+  def step(gradient, state, period):
+    gradients = {"full": {"kernel": gradient}, "low": {"kernel": gradient}}
+    return transformation(period).update(gradients, state)
+
+  zeros = jnp.zeros((FEW_INPUTS, FEW_NEURONS))
+  init = transformation(1).init
+  return init({"full": {"kernel": zeros}, "low": {"kernel": zeros}}), step
+
+
+def implied_matrices(state, step):
+  """``P^(-1) - lambda I`` of each neuron; ``P`` by its action, statistics at rest."""
+  columns = []
+  for unit in np.eye(FEW_INPUTS):
+    vector = jnp.broadcast_to(jnp.asarray(unit)[:, None], (FEW_INPUTS, FEW_NEURONS))
+    updates, _ = step(vector, state, 10**6)
+    columns.append({name: np.asarray(updates[name]["kernel"]) for name in updates})
+  return {
+    name: [
+      np.linalg.inv(np.stack([column[name][:, j] for column in columns], axis=1))
+      - LEVEL * np.eye(FEW_INPUTS)
+      for j in range(FEW_NEURONS)
+    ]
+    for name in ("full", "low")
+  }
+
+
+def test_low_rank_is_full_up_to_the_tail():
+  """Exactly until the history is full; then within the weight of what was dropped.
+
+  The normalised weights of the dropped gradients sum to ``tail``, which low rank hands
+  out to those it keeps. The difference of the matrices is one positive semidefinite
+  matrix minus another, each a combination of outer products with weights that sum to
+  ``tail``: no eigenvalue exceeds ``tail`` times the largest squared norm.
+  """
+  with jax.enable_x64(True):
+    state, step = pair()
+    rng = np.random.default_rng(3)
+    gradients = rng.normal(size=(LAST, FEW_INPUTS, FEW_NEURONS))
+    distances = []
+    for count, gradient in enumerate(gradients, start=1):
+      updates, state = step(jnp.asarray(gradient), state, 1)
+      matrices = implied_matrices(state, step)
+      largest = np.max(np.sum(gradients[:count] ** 2, axis=1), axis=0)
+      tail = max(0, (DECAY**LOW - DECAY**count) / (1 - DECAY**count))
+      for j in range(FEW_NEURONS):
+        difference = matrices["full"][j] - matrices["low"][j]
+        distance = np.linalg.norm(difference, 2)
+        assert distance <= tail * largest[j] + 1e-10
+        distances.append(distance)
+      if count <= LOW:
+        chex.assert_trees_all_close(updates["full"], updates["low"], rtol=1e-10)
+    assert distances[-1] > 1e-3  # the bound is not met by equality

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._estimators import table
+from mbf_optax._estimators import axes, table
 from mbf_optax._estimators.estimator import Blocks, Operations, Spectrum
 from mbf_optax._linalg.batches import Matrices
-from mbf_optax._mesh import axes
 from mbf_optax._partition.layer import Estimator, Layer, Reading, read
 
 
@@ -47,8 +46,7 @@ class OneNumber(Blocks):
   def matrices(self, state, regularize):
     order = np.ones((), int)
     spectrum = Spectrum(state.statistics[0, 0], order, self.reading.blocks, ())
-    scale, shift = regularize(spectrum)
-    return [Matrices(scale * state.statistics + shift, False, shift, order)]
+    return [Matrices(state.statistics, False, *regularize(spectrum), order)]
 
   def with_inverses(self, state, results):
     return state._replace(inverse=results[0].values)

@@ -7,23 +7,26 @@ import pytest
 
 from mbf_optax._linalg import batches, shifts, triangles
 from mbf_optax._linalg.batches import Matrices
-from tests._linalg.inverses import matrices_of_condition
 
-LEAST = 0.1
+LEAST, SCALE = 0.1, 3.0
 SHAPES = [(4, 9), (2, 3, 9), (5, 4), (2, 40), (33,), (3, 60)]
 PACKED = 3  # the first of them
 
 
 def dense():
   """Matrices of mean diagonal 1 plus ``LEAST`` times the identity, by layer."""
+  return [g + LEAST * np.eye(g.shape[-1]) for g in statistics()]
+
+
+def statistics():
+  """Matrices of mean diagonal 1 and rank 3."""
   rng = np.random.default_rng(0)
   layers = []
   for shape in SHAPES:
     g = rng.normal(size=(*shape[:-1], 3, shape[-1]))
-    statistics = g.swapaxes(-1, -2) @ g
-    n = shape[-1]
-    mean = np.trace(statistics, axis1=-2, axis2=-1)[..., None, None] / n
-    layers.append(statistics / mean + LEAST * np.eye(n))
+    outer = g.swapaxes(-1, -2) @ g
+    mean = np.trace(outer, axis1=-2, axis2=-1)[..., None, None] / shape[-1]
+    layers.append(outer / mean)
   return layers
 
 
@@ -38,15 +41,17 @@ def unpacked(system, values):
   return np.moveaxis(np.asarray(triangles.unpack(values)), (0, 1), (-2, -1))
 
 
-def systems(layers=None, dtype="float32"):
+def systems(dtype="float32"):
+  """The statistics divided by ``SCALE``, to be multiplied by it again."""
   found = []
-  for index, matrices in enumerate(layers or dense()):
-    values = jnp.asarray(matrices, dtype)
+  for index, matrices in enumerate(statistics()):
+    values = jnp.asarray(matrices / SCALE, dtype)
     batch, n = values.shape[:-2], values.shape[-1]
     least = jnp.full([1] * len(batch), LEAST, dtype)
     is_packed = index < PACKED
     values = packed(values) if is_packed else values
-    found.append(Matrices(values, is_packed, least, np.full([1] * len(batch), n)))
+    scale, order = SCALE * jnp.ones_like(least), np.full([1] * len(batch), n)
+    found.append(Matrices(values, is_packed, scale, least, order))
   return found
 
 
@@ -54,7 +59,7 @@ def inverses(method):
   """LAPACK's batched calls in one compiled program never return from some jaxlibs."""
 
   def invert(values, previous):
-    given = [s._replace(values=v) for s, v in zip(systems(), values, strict=True)]
+    given = [s._replace(statistics=v) for s, v in zip(systems(), values, strict=True)]
     return batches.inverses(given, previous, method)
 
   return invert if method == "linalg" else jax.jit(invert)
@@ -62,21 +67,21 @@ def inverses(method):
 
 @jax.jit
 def powers(values, exponents, previous):
-  given = [s._replace(values=v) for s, v in zip(systems(), values, strict=True)]
+  given = [s._replace(statistics=v) for s, v in zip(systems(), values, strict=True)]
   return batches.inverse_powers(given, exponents, previous)
 
 
 def values_of(given):
-  return [system.values for system in given]
+  return [system.statistics for system in given]
 
 
 @pytest.mark.parametrize("method", ["sweep", "linalg"])
 def test_layers_are_inverted_together(method):
   given = systems()
-  previous = [jnp.zeros_like(system.values) for system in given]
+  previous = [jnp.zeros_like(system.statistics) for system in given]
   results = inverses(method)(values_of(given), previous)
   for matrix, system, result in zip(dense(), given, results, strict=True):
-    assert result.values.shape == system.values.shape
+    assert result.values.shape == system.statistics.shape
     assert result.accepted.shape == matrix.shape[:-2]
     assert np.all(result.accepted)
     found = unpacked(system, result.values)
@@ -85,9 +90,9 @@ def test_layers_are_inverted_together(method):
 
 def with_a_broken_matrix(system):
   if system.is_packed:
-    return system.values.at[:, 0].set(jnp.nan)
-  alone = system.values.ndim == 2
-  return system.values.at[... if alone else 0].set(jnp.nan)
+    return system.statistics.at[:, 0].set(jnp.nan)
+  alone = system.statistics.ndim == 2
+  return system.statistics.at[... if alone else 0].set(jnp.nan)
 
 
 def check_broken(given, broken, results):
@@ -98,22 +103,22 @@ def check_broken(given, broken, results):
     np.testing.assert_array_equal(new[is_nan], 7.0)
     assert not np.any(new[~is_nan] == 7.0)
     assert np.sum(~accepted) == np.sum(is_nan) / (is_nan.size / accepted.size)
-    np.testing.assert_array_equal(result.least, system.least)
+    np.testing.assert_array_equal(result.shift, system.shift)
 
 
 @pytest.mark.parametrize("method", ["sweep", "linalg"])
 def test_a_matrix_without_an_inverse_keeps_the_previous_one(method):
   given = systems()
-  previous = [jnp.full_like(system.values, 7.0) for system in given]
+  previous = [jnp.full_like(system.statistics, 7.0) for system in given]
   broken = list(map(with_a_broken_matrix, given))
   check_broken(given, broken, inverses(method)(broken, previous))
 
 
 def test_a_matrix_without_a_power_keeps_the_previous_one():
   given = systems()
-  previous = [jnp.full_like(system.values, 7.0) for system in given]
+  previous = [jnp.full_like(system.statistics, 7.0) for system in given]
   broken = list(map(with_a_broken_matrix, given))
-  exponents = [jnp.full_like(system.least, 0.5) for system in given]
+  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
   check_broken(given, broken, powers(broken, exponents, previous))
 
 
@@ -127,8 +132,8 @@ def exact_power(matrices, exponents):
 def test_powers_are_within_the_bound_of_the_shifts(p):
   """``tests/_linalg/test_shifts.py`` bounds the scalar error; a norm has the same."""
   given, layers = systems(), dense()
-  previous = [jnp.zeros_like(system.values) for system in given]
-  exponents = [jnp.full_like(system.least, p) for system in given]
+  previous = [jnp.zeros_like(system.statistics) for system in given]
+  exponents = [jnp.full_like(system.shift, p) for system in given]
   results = powers(values_of(given), exponents, previous)
   for matrices, system, result in zip(layers, given, results, strict=True):
     exact = exact_power(matrices, np.full([1] * (matrices.ndim - 2), p))
@@ -139,28 +144,29 @@ def test_powers_are_within_the_bound_of_the_shifts(p):
 
 def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():
   """As stacked layers do; exponents are aligned with the batch and broadcast."""
-  matrices = matrices_of_condition(6, 8, 30).reshape(2, 3, 8, 8)
+  matrices = statistics()[1][..., :8, :8]
   exponents = np.array([0.3, 0.9]).reshape(2, 1)
-  least = np.array([0.02, 0.03]).reshape(2, 1)
+  least = np.array([0.02, 0.3]).reshape(2, 1)
   system = Matrices(
     jnp.asarray(matrices, jnp.float32),
     False,
+    jnp.ones((1, 1)),
     jnp.asarray(least, jnp.float32),
     np.full((1, 1), 8),
   )
   (result,) = batches.inverse_powers(
     [system], [jnp.asarray(exponents, jnp.float32)], [jnp.zeros((2, 3, 8, 8))]
   )
-  exact = exact_power(matrices, exponents)
+  exact = exact_power(matrices + least[..., None, None] * np.eye(8), exponents)
   np.testing.assert_allclose(result.values, exact, rtol=1e-2, atol=1e-2)
 
 
 def test_powers_of_float64_are_wide():
   with jax.enable_x64(True):
     given = systems(dtype="float64")[:1]
-    exponents = [jnp.ones_like(given[0].least)]
+    exponents = [jnp.ones_like(given[0].shift)]
     (result,) = batches.inverse_powers(
-      given, exponents, [jnp.zeros_like(given[0].values)]
+      given, exponents, [jnp.zeros_like(given[0].statistics)]
     )
     exact = packed(np.linalg.inv(dense()[0]))
     np.testing.assert_allclose(result.values, exact, rtol=1e-9, atol=1e-9)
@@ -171,14 +177,14 @@ def test_dtypes_are_not_joined():
   with jax.enable_x64(True):
     wide, narrow = systems(dtype="float64"), systems(dtype="float32")
     given = [pair for pairs in zip(wide, narrow, strict=True) for pair in pairs]
-    previous = [jnp.zeros_like(system.values) for system in given]
+    previous = [jnp.zeros_like(system.statistics) for system in given]
     results = jax.jit(
       lambda values, previous: batches.inverses(
-        [s._replace(values=v) for s, v in zip(given, values, strict=True)], previous
+        [s._replace(statistics=v) for s, v in zip(given, values, strict=True)], previous
       )
     )(values_of(given), previous)
     for system, result in zip(given, results, strict=True):
-      assert result.values.dtype == system.values.dtype
+      assert result.values.dtype == system.statistics.dtype
     for matrix, system, result in zip(dense(), wide, results[::2], strict=True):
       found = unpacked(system, result.values)
       np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-9, atol=1e-9)
@@ -187,8 +193,8 @@ def test_dtypes_are_not_joined():
 def test_one_loop_serves_every_pole_and_all_layers_of_an_order():
   """The program holds one sweep an order, not one for each of the five shifts."""
   given = systems()
-  previous = [jnp.zeros_like(system.values) for system in given]
-  exponents = [jnp.full_like(system.least, 0.5) for system in given]
+  previous = [jnp.zeros_like(system.statistics) for system in given]
+  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
 
   def loops(function, *args):
     return jax.jit(function).lower(*args).as_text().count("stablehlo.while")

@@ -1,6 +1,6 @@
 """Trains on eight host devices in every layout; one line of JSON for each.
 
-Run by ``test_mesh.py`` in a process of its own: the number of devices is fixed once
+Run by ``test_layout.py`` in a process of its own: the number of devices is fixed once
 jax has started.
 """
 
@@ -17,17 +17,19 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mbf_optax
-from mbf_optax import tree
+from mbf_optax._tree import paths
+from tests.contract import common
 
 SHAPES = {
   "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
   "embed": {"embedding": (32, 16)},
   "full": {"kernel": (8, 16), "bias": (16,)},
   "large": {"kernel": (72, 16)},
-  "low_rank": {"kernel": (64, 16), "bias": (16,)},
+  "other": {"kernel": (64, 16), "bias": (16,)},
   "norm": {"scale": (16,)},
   "up": {"kernel": (256, 512), "bias": (512,)},
   "down": {"kernel": (264, 64)},
+  "cut": {"kernel": (512, 16)},
 }
 LAYOUTS = {
   "data": {},
@@ -36,37 +38,51 @@ LAYOUTS = {
     "embed": {"embedding": P("x")},
     "full": {"kernel": P("x"), "bias": P("x")},
     "large": {"kernel": P("x")},
-    "low_rank": {"kernel": P("x"), "bias": P("x")},
+    "other": {"kernel": P("x"), "bias": P("x")},
     "norm": {"scale": P("x")},
     "up": {"kernel": P("x"), "bias": P("x")},
     "down": {"kernel": P("x")},
+    "cut": {"kernel": P("x")},
   },
   "tensor": {
     "conv": {"kernel": P(None, None, None, "y"), "bias": P("y")},
     "embed": {"embedding": P(None, "y")},
     "full": {"kernel": P(None, "y"), "bias": P("y")},
     "large": {"kernel": P(None, "y")},
-    "low_rank": {"kernel": P(None, "y"), "bias": P("y")},
+    "other": {"kernel": P(None, "y"), "bias": P("y")},
     "up": {"kernel": P(None, "y"), "bias": P("y")},
     "down": {"kernel": P("y", None)},
+    "cut": {"kernel": P("y", None)},
   },
 }
 MESHES = {"data": (8, 1), "fsdp": (8, 1), "tensor": (2, 4)}
 AXES = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 STEPS = 6
-PARTITION = mbf_optax.flax_partition(
-  rank=3, overrides=[("low_rank", "low_rank"), ("large", "full")]
-)
+
+
+def partition(other):
+  """Matrices as wide as their layers, but for one layer whose are cut into parts."""
+  cut = mbf_optax.Layer((0,), "shared", block_limit=64)
+  overrides = [("full|large", "full"), ("other", other), ("cut", cut)]
+  return mbf_optax.flax_partition(rank=3, block_limit=512, overrides=overrides)
+
+
 OPTIMIZERS = {
-  "mbf": functools.partial(mbf_optax.mbf, 1e-3, damping=0.1, curvature_update_period=2),
+  "mbf": functools.partial(
+    mbf_optax.mbf,
+    1e-3,
+    damping=0.1,
+    curvature_update_period=2,
+    partition=partition("low_rank"),
+  ),
   "mbf_adam": functools.partial(
-    mbf_optax.mbf_adam, 1e-2, curvature_update_period=1, staggered=True
+    mbf_optax.mbf_adam, 1e-2, partition=partition("two_sided")
   ),
 }
 
 
 def optimizer(name):
-  return OPTIMIZERS[name](inverse_update_period=3, partition=PARTITION)
+  return OPTIMIZERS[name](inverse_update_period=3)
 
 
 def arrays(seed):
@@ -113,15 +129,11 @@ def trajectory(tx, place, place_batch):
 
 
 def layout_of(state):
-  """Mesh axes that divide every axis of every array of MBF's state, by path."""
-  state = next(
-    s
-    for s in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, mbf_optax.MbfState))
-    if isinstance(s, mbf_optax.MbfState)
-  )
+  """Mesh axes that divide every axis of the moments and matrices, by path."""
+  state = common.our_state(state)
   return {
     path: [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]
-    for path, leaf in tree.flatten((state.momentum, state.curvature)).items()
+    for path, leaf in paths.flatten((common.moments(state), state.curvature)).items()
   }
 
 

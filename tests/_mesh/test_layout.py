@@ -6,38 +6,63 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from mbf_optax._mesh import layout
+
+ROOT = pathlib.Path(__file__).parents[2]
 OPTIMIZERS = ["mbf", "mbf_adam"]
 LAYOUTS = ["data", "fsdp", "tensor"]
 MODES = ["explicit", "automatic"]
 
-# Along which axis each statistic is divided, however its parameter is.
+# Along which axis each statistic is divided, however its parameter is; None for what
+# has no axis that divides evenly.
 BLOCK_AXIS = {
-  "conv/kernel/statistics": 2,
-  "conv/bias/second_moment": 1,
-  "full/kernel/statistics": 1,
-  "large/kernel/statistics": 0,
-  "low_rank/kernel/history": 0,
-  "low_rank/kernel/gram": 1,
-  "low_rank/kernel/damping": 0,
-  "up/kernel/statistics": 0,
-  "down/kernel/statistics": 0,
+  "mbf": {
+    "conv/kernel/statistics": 2,
+    "conv/bias/second_moment": 1,
+    "cut/kernel/statistics": 0,
+    "down/kernel/statistics": 1,
+    "full/kernel/statistics": 1,
+    "large/kernel/statistics": 0,
+    "other/kernel/history": 0,
+    "other/kernel/gram": 1,
+    "other/kernel/inverse": 1,
+    "other/kernel/damping": 0,
+    "up/kernel/statistics": 1,
+  },
+  "mbf_adam": {
+    "conv/kernel/statistics": 2,
+    "cut/kernel/statistics": 0,
+    "down/kernel/inputs/statistics": 1,
+    "down/kernel/outputs/statistics": 1,
+    "full/kernel/statistics": 1,
+    "large/kernel/statistics": 0,
+    "other/kernel/inputs/statistics": None,
+    "other/kernel/outputs/statistics": 1,
+    "up/kernel/inputs/statistics": 1,
+    "up/kernel/outputs/statistics": 1,
+  },
 }
+# Moments lie as their parameters do.
 ELEMENTWISE = {
-  "data": {"embed": [None] * 3, "norm": [None] * 2},
-  "fsdp": {"embed": [None, "x", None], "norm": [None, "x"]},
-  "tensor": {"embed": [None, None, "y"], "norm": [None] * 2},
+  "data": {"embed/embedding": [None] * 2, "norm/scale": [None]},
+  "fsdp": {"embed/embedding": ["x", None], "norm/scale": ["x"]},
+  "tensor": {"embed/embedding": [None, "y"], "norm/scale": [None]},
 }
 MESH_AXIS = {"data": None, "fsdp": "x", "tensor": "y"}
 # What keeps a matrix: packed triangles, one of each block, shared by a layer.
-MATRICES = [[45, 8, 16], [45, 16], [16, 72, 72], [16, 3, 65], [6, 16], [264, 264]]
+MATRICES = {
+  "mbf": [[45, 8, 16], [45, 16], [16, 72, 72], [16, 3, 65], [6, 16], [264, 264]],
+  "mbf_adam": [[45, 8, 16], [45, 16], [16, 72, 72], [512, 512], [264, 264]],
+}
 
 
 @pytest.fixture(scope="module")
 def cases():
-  """What ``mesh_cases.py`` found, by optimizer, layout and mode of sharding."""
+  """What ``cases.py`` found, by optimizer, layout and mode of sharding."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
@@ -46,7 +71,7 @@ def cases():
   }
   processes = [
     subprocess.Popen(
-      [sys.executable, str(ROOT / "tests" / "mesh_cases.py"), name],
+      [sys.executable, "-m", "tests._mesh.cases", name],
       env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -68,30 +93,32 @@ def cases():
 
 @pytest.fixture(params=[(o, p, m) for o in OPTIMIZERS for p in LAYOUTS for m in MODES])
 def case(request, cases):
-  return request.param[1], cases[request.param]
+  optimizer, name, _ = request.param
+  return optimizer, name, cases[request.param]
 
 
 def test_trajectory_is_that_of_one_device(case):
-  _, found = case
+  *_, found = case
   assert found["error"] < 1e-5
 
 
 def test_state_is_divided_like_its_parameters(case):
-  layout, found = case
+  optimizer, name, found = case
   for when in ("first", "jitted", "last"):
     if when not in found:
       continue
-    placed, axis = found[when], MESH_AXIS[layout]
-    for path, entry in BLOCK_AXIS.items():
+    placed, axis = found[when], MESH_AXIS[name]
+    for path, entry in BLOCK_AXIS[optimizer].items():
       spec = placed[f"1/{path}"]
       assert spec == [axis if i == entry else None for i in range(len(spec))], path
       if path.endswith("statistics"):
         assert placed[f"1/{path}".replace("statistics", "inverse")] == spec, path
-    assert placed["1/low_rank/kernel/inverse"] == placed["1/low_rank/kernel/gram"]
-    for name, spec in ELEMENTWISE[layout].items():
-      (path,) = (p for p in placed if p.startswith(f"1/{name}"))
-      assert placed[path] == spec
-      assert placed[path.replace("1/", "0/").rpartition("/")[0]] == spec[1:]
+    for path, spec in ELEMENTWISE[name].items():
+      moments = [given for name, given in placed.items() if name.endswith(path)]
+      assert moments == [spec] * len(moments)
+      assert len(moments) == (2 if optimizer == "mbf_adam" else 1)
+      if optimizer == "mbf":
+        assert placed[f"1/{path}/second_moment"] == [None, *spec]
 
 
 def holds(shape, matrix):
@@ -104,21 +131,23 @@ def holds(shape, matrix):
   return True
 
 
-def test_no_step_gathers_a_statistic(case):
-  layout, found = case
-  assert found["always"] or layout == "data"  # momenta move, so gathers are seen
-  for shape in found["always"]:
-    assert not any(holds(shape, matrix) for matrix in MATRICES), shape
-
-
-def test_no_refresh_gathers_a_matrix(case):
-  layout, found = case
-  assert found["conditional"] or layout == "data"  # panels of wide matrices move
-  for shape in found["conditional"]:
-    assert not any(holds(shape, matrix) for matrix in MATRICES), shape
+@pytest.mark.parametrize("when", ["always", "conditional"])
+def test_neither_a_step_nor_a_refresh_gathers_a_matrix(case, when):
+  optimizer, name, found = case
+  # Momenta move, and panels of wide matrices, so gathers are seen.
+  assert found[when] or name == "data"
+  for shape in found[when]:
+    assert not any(holds(shape, matrix) for matrix in MATRICES[optimizer]), shape
 
 
 def test_no_device_holds_a_wide_matrix_whole(case):
-  layout, found = case
-  whole = [shape for shape in found["arrays"] if holds(shape, MATRICES[-1])]
-  assert bool(whole) == (layout == "data")  # where it belongs to a whole parameter
+  optimizer, name, found = case
+  widest = MATRICES[optimizer][-1]
+  whole = [shape for shape in found["arrays"] if holds(shape, widest)]
+  assert bool(whole) == (name == "data")  # where it belongs to a whole parameter
+
+
+def test_without_a_mesh_a_state_is_built_where_it_is():
+  built = layout.init(lambda params: params, None, {"a": jnp.ones(2)})
+  np.testing.assert_array_equal(built["a"], 1)
+  assert layout.update(lambda updates, state: (state, updates), 1, 2) == (2, 1)

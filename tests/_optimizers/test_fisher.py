@@ -1,4 +1,4 @@
-"""The transformation against the float64 NumPy oracle, over every layer reading.
+"""``mbf`` against the float64 NumPy oracle, over every layer reading.
 
 Periods and hyperparameters are traced, so one compiled step serves many cases.
 """
@@ -36,22 +36,6 @@ def to_jax(flat, dtype):
   return jax.tree.map(lambda x: jnp.asarray(x, dtype), trees.nested(flat))
 
 
-def largest_relative_error(actual, expected):
-  """Largest error of a layer relative to the largest element of that layer.
-
-  A layer here is what mini-blocks join: a kernel and the bias that is part of its
-  blocks, else a lone leaf. A block's inverse mixes its elements, so it rounds a bias as
-  coarsely as the weights beside it, however small the bias is at that step.
-  """
-  actual = trees.flat(actual)
-  errors = []
-  for names in trees.joined():
-    wrong = [np.asarray(actual[name], float) - expected[name] for name in names]
-    largest = max(np.max(np.abs(expected[name])) for name in names)
-    errors.append(max(np.max(np.abs(leaf)) for leaf in wrong) / largest)
-  return max(errors)
-
-
 def transformation(hyper, **static):
   return optax.chain(
     mbf_optax.scale_by_mbf(partition=trees.PARTITION, **static, **hyper),
@@ -83,7 +67,12 @@ def check(
   """Follows the oracle for ``STEPS`` steps; gradients depend on the parameters."""
   with jax.enable_x64(dtype_name == "float64"):
     dtype = jnp.dtype(dtype_name)
-    hyper = {"curvature_update_period": periods[0], "inverse_update_period": periods[1]}
+    hyper = {
+      "momentum": 0.8,
+      "curvature_ema": 0.85,
+      "curvature_update_period": periods[0],
+      "inverse_update_period": periods[1],
+    }
     damping = damping_schedule if scheduled else 0.3
     oracle = reference.MbfReference(
       trees.oracle_layers(), damping=damping, relative_damping=relative, **hyper
@@ -118,7 +107,7 @@ def check(
     for k in range(STEPS):
       given = to_jax(noise[k], dtype), to_jax(other[k], dtype)
       params, state = step(params, state, *given, hyper)
-      error = largest_relative_error(params, expected[k])
+      error = trees.largest_relative_error(params, expected[k], oracle.layers)
       assert error < TOLERANCE[dtype_name], f"step {k}"
     chex.assert_tree_all_finite(state)
 
@@ -145,3 +134,95 @@ def test_relative_damping(dtype, periods):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_mbf_true_with_damping_schedule(dtype, periods):
   check(dtype, periods, true_fisher=True, scheduled=True)
+
+
+# Explicit matrices.
+
+
+def network(params, images):
+  """A convolution and a dense layer, in float64 as in float32."""
+  hidden = jax.lax.conv_general_dilated(
+    images,
+    params["Conv_0"]["kernel"],
+    (1, 1),
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  hidden = jnp.tanh(hidden + params["Conv_0"]["bias"].reshape(1, 1, 1, -1))
+  hidden = hidden.reshape(len(images), -1)
+  bias = params["Dense_1"]["bias"]
+  logits = jnp.matmul(hidden, params["Dense_1"]["kernel"]) + bias.reshape(1, -1)
+  return jax.nn.log_softmax(logits)
+
+
+def mini_blocks(numbers):
+  """The elements' numbers of every mini-block, written out from the paper."""
+  conv, dense = numbers["Conv_0"], numbers["Dense_1"]
+  for i in range(conv["kernel"].shape[2]):
+    for j in range(conv["kernel"].shape[3]):
+      yield [conv["kernel"][y, x, i, j] for y in range(2) for x in range(2)]
+  for j in range(len(conv["bias"])):
+    yield [conv["bias"][j]]
+  for j in range(len(dense["bias"])):
+    yield [*dense["kernel"][:, j], dense["bias"][j]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_direction_is_that_of_the_dense_block_diagonal_fisher(dtype):
+  with jax.enable_x64(dtype == "float64"):
+    rng = np.random.default_rng(0)
+    shapes = {
+      "Conv_0": {"kernel": (2, 2, 2, 2), "bias": (2,)},
+      "Dense_1": {"kernel": (8, 3), "bias": (3,)},
+    }
+    params = jax.tree.map(
+      lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+      shapes,
+      is_leaf=lambda node: isinstance(node, tuple),
+    )
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    numbers = jax.tree.unflatten(
+      structure,
+      [
+        np.arange(end - leaf.size, end).reshape(leaf.shape)
+        for leaf, end in zip(leaves, ends, strict=True)
+      ],
+    )
+
+    @jax.jit
+    def gradient(params, images, labels):
+      def loss(params):
+        picked = jnp.take_along_axis(network(params, images), labels[:, None], 1)
+        return -jnp.mean(picked)
+
+      return jax.grad(loss)(params)
+
+    damping, mu, beta = 1e-2, 0.9, 0.8
+    tx = mbf_optax.scale_by_mbf(
+      damping=damping,
+      momentum=mu,
+      curvature_ema=beta,
+      curvature_update_period=1,
+      inverse_update_period=1,
+    )
+    state, update = tx.init(params), jax.jit(tx.update)
+    fisher, momentum = np.zeros((ends[-1], ends[-1])), np.zeros(ends[-1])
+    for step in range(4):
+      images = jnp.asarray(rng.normal(size=(5, 3, 3, 2)), dtype)
+      gradients = gradient(params, images, jnp.asarray(rng.integers(0, 3, 5)))
+      updates, state = update(gradients, state)
+      flat = np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients)])
+      flat = flat.astype(np.float64)
+      momentum = mu * momentum + flat
+      outer = np.zeros_like(fisher)
+      for block in mini_blocks(numbers):
+        outer[np.ix_(block, block)] = np.outer(flat[block], flat[block])
+      fisher = beta * fisher + (1 - beta) * outer
+      damped = fisher / (1 - beta ** (step + 1)) + damping * np.eye(len(flat))
+      expected = np.linalg.solve(damped, momentum)
+      given = np.concatenate([np.ravel(u) for u in jax.tree.leaves(updates)])
+      tolerance = 2e-4 if dtype == "float32" else 1e-11
+      np.testing.assert_allclose(
+        given, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+      )

@@ -1,4 +1,4 @@
-"""Grafting: whose direction, whose length, and that neither unit nor scale matters."""
+"""Grafting: whose direction, and whose length."""
 
 import functools
 
@@ -21,7 +21,7 @@ SHAPES = {
   "shared": {"kernel": (3, 2), "bias": (2,)},
 }
 PARTITION = mbf_optax.flax_partition(
-  rank=2, overrides=[("low_rank", "low_rank"), ("shared", "shared")]
+  "full", rank=2, overrides=[("low_rank", "low_rank"), ("shared", "shared")]
 )
 LAYERS = {  # a kernel and the bias in its blocks
   "conv": ["kernel"],
@@ -94,54 +94,6 @@ def test_where_directions_agree_the_update_is_the_others():
     chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
-@functools.cache
-def drop_in():
-  """Adam's epsilon is the one number of ``mbf_adam`` that has a unit."""
-  tx = mbf_optax.mbf_adam(0.1, eps=1e-16, partition=PARTITION, **FRESH)
-  return tx, jax.jit(tx.update)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_scale_of_the_gradients_does_not_matter(scale):
-  tx, update = drop_in()
-  scaled = [jax.tree.map(lambda g: scale * g, g) for g in GRADIENTS]
-  for updates, expected in zip(
-    run(tx, scaled, update), run(tx, GRADIENTS, update), strict=True
-  ):
-    chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_scales_of_layers_do_not_matter_to_one_another():
-  tx, update = drop_in()
-  scaled = [
-    {**g, "full": jax.tree.map(lambda g: 1e4 * g, g["full"])} for g in GRADIENTS
-  ]
-  for updates, expected in zip(
-    run(tx, scaled, update), run(tx, GRADIENTS, update), strict=True
-  ):
-    chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
-@pytest.mark.parametrize("module", SHAPES)
-@pytest.mark.parametrize("first", [True, False])
-def test_extreme_gradients_of_a_layer(module, value, first):
-  """Zero gives zero; neither gives NaN, nor touches the other layers."""
-  tx, update = drop_in()
-  gradients = list(GRADIENTS)
-  for step in range(STEPS) if first else [2]:
-    extreme = jax.tree.map(lambda g: jnp.full_like(g, value), GRADIENTS[0][module])
-    gradients[step] = {**gradients[step], module: extreme}
-  runs = zip(run(tx, gradients, update), run(tx, GRADIENTS, update), strict=True)
-  for updates, clean in runs:
-    chex.assert_tree_all_finite(updates)
-    if first and value == 0:
-      zeros = jax.tree.map(jnp.zeros_like, updates[module])
-      chex.assert_trees_all_equal(updates[module], zeros)
-    others = {name: leaf for name, leaf in updates.items() if name != module}
-    chex.assert_trees_all_equal(others, {name: clean[name] for name in others})
-
-
 def test_zero_direction_and_zero_length():
   """``0 / 0`` is zero, and so is a length of zero."""
   halves = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
@@ -155,26 +107,43 @@ def pair_state(pair, params):
   return mbf_optax.graft(*pair).init(params)
 
 
-def test_stacked_layers_are_scaled_one_by_one():
-  """As unstacked ones, whatever the scales of their gradients."""
-  shapes = {"kernel": (3, 2), "bias": (2,)}
-  scales = jnp.asarray([1.0, 1e3])
-  pairs = [[random_tree(10 * i + j, shapes) for j in range(2)] for i in range(3)]
-  pairs = [
-    [jax.tree.map(lambda g, s=s: s * g, g) for g, s in zip(pair, scales, strict=True)]
-    for pair in pairs
-  ]
-  stacked = [
-    {"stack": jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)} for pair in pairs
-  ]
-  apart = [{"first": pair[0], "second": pair[1]} for pair in pairs]
-  tx = mbf_optax.mbf_adam(0.1, **FRESH)
-  readings = mbf_optax.flax_partition()(stacked[0])
-  assert [reading.layer.stack_axes for reading in readings] == [1]
-  for together, alone in zip(run(tx, stacked), run(tx, apart), strict=True):
-    for index, name in enumerate(("first", "second")):
-      part = jax.tree.map(lambda leaf, index=index: leaf[index], together["stack"])
-      chex.assert_trees_all_close(part, alone[name], rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("lengths", ["layer", "block"])
+def test_stacked_layers_are_scaled_one_by_one(lengths):
+  """And every block by itself, where blocks are asked for."""
+  rng = np.random.default_rng(0)
+  gradients = {"kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)}
+  layer = mbf_optax.Layer((1,), "shared", stack_axes=(0,))
+  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
+  uneven = optax.stateless(
+    lambda updates, _: jax.tree.map(lambda g: 7 * g * jnp.abs(g), updates)
+  )
+  tx = mbf_optax.graft(uneven, optax.scale(0.1), partition, lengths=lengths)
+  updates, _ = tx.update(gradients, tx.init(gradients))
+  g = np.asarray(gradients["kernel"])
+  d, axes = g * np.abs(g), (1,) if lengths == "block" else (1, 2)
+
+  def norm(x):
+    return np.sqrt(np.sum(x**2, axis=axes, keepdims=True))
+
+  np.testing.assert_allclose(updates["kernel"], 0.1 * d * norm(g) / norm(d), rtol=1e-5)
+
+
+def test_unknown_lengths():
+  with pytest.raises(ValueError, match="lengths is 'neuron'; use one of 'layer', 'blo"):
+    mbf_optax.graft(optax.identity(), optax.identity(), lengths="neuron")
+
+
+@pytest.mark.parametrize("part", ["direction", "magnitude"])
+def test_parameters_reach_both_parts(part):
+  """``optax.add_decayed_weights`` refuses an update without them."""
+  parts = {"direction": optax.identity(), "magnitude": optax.identity()}
+  parts[part] = optax.add_decayed_weights(0.1)
+  tx = mbf_optax.graft(**parts)
+  params = {"kernel": jnp.full((2, 2), 2.0)}
+  gradients = {"kernel": jnp.ones((2, 2))}
+  updates, _ = tx.update(gradients, tx.init(params), params)
+  expected = 1.2 if part == "magnitude" else 1.0
+  np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
 
 
 def test_extra_arguments_reach_both_parts():
@@ -205,7 +174,7 @@ def test_norms_of_half_precision_are_wide():
 
 
 def test_follows_the_oracle():
-  """``mbf_adam`` with every kind of layer, against float64 NumPy."""
+  """MBF's direction at Adam's length with every kind of layer, in float64."""
   oracle = grafted_reference.GraftReference(
     trees.oracle_layers(),
     reference.MbfReference(
@@ -231,15 +200,18 @@ def test_follows_the_oracle():
       rate,
       weight_decay=0.1,
     )
-    tx = mbf_optax.mbf_adam(
-      rate,
-      damping=0.1,
-      b2=0.99,
+    direction = mbf_optax.scale_by_mbf(
+      0.1,
+      relative_damping=True,
       curvature_ema=0.8,
       curvature_update_period=2,
       inverse_update_period=4,
-      weight_decay=0.1,
       partition=trees.PARTITION,
+    )
+    tx = optax.chain(
+      mbf_optax.graft(direction, optax.scale_by_adam(0.9, 0.99), trees.PARTITION),
+      optax.add_decayed_weights(0.1),
+      optax.scale_by_learning_rate(rate),
     )
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Inverses that are kept in bfloat16: their memory, and what the rounding does."""
+"""Layers together: what is stored, refreshed and rounded, whatever their estimators."""
 
 import functools
 
@@ -6,14 +6,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from mbf_optax.full import BlockState
 
 import mbf_optax
+from mbf_optax._optimizers.layers import Layers, corrected_by, every, when
+from mbf_optax._partition.layer import Layer, read
 
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
-  "wide": {"kernel": (70, 2), "bias": (2,)},
+  "wide": {"kernel": (30, 2), "bias": (2,)},
   "shared": {"kernel": (5, 4)},
   "low_rank": {"kernel": (8, 3)},
   "norm": {"scale": (4,)},
@@ -68,7 +68,7 @@ def test_inverses_are_those_of_float32_rounded():
   _, rounded = run("bfloat16")
   for path, layer in exact.curvature.items():
     kept = rounded.curvature[path]
-    if not isinstance(layer, BlockState):
+    if not isinstance(layer, mbf_optax.BlockState):
       chex.assert_trees_all_equal(kept, layer)
       continue
     assert kept.inverse.dtype == "bfloat16"
@@ -116,10 +116,64 @@ def test_scan_keeps_dtypes_and_warm_start_too():
   chex.assert_tree_all_finite(final)
 
 
-@pytest.mark.parametrize("factory", [mbf_optax.mbf, mbf_optax.mbf_adam])
-def test_aliases_pass_it_on_and_refuse_integers(factory):
-  params = {"Dense_0": {"kernel": jnp.ones((3, 2))}}
-  state = factory(0.1, inverse_dtype="bfloat16").init(params)
-  assert jnp.dtype("bfloat16") in {leaf.dtype for leaf in jax.tree.leaves(state)}
-  with pytest.raises(ValueError, match="inverse_dtype is int32; use a floating dtype"):
-    factory(0.1, inverse_dtype="int32")
+def test_powers_of_mbf_adam_are_rounded_too():
+  """On both sides; all is computed in float32."""
+  params = {"Dense_0": {"kernel": jnp.ones((4, 6))}}
+  runs = []
+  for dtype in (None, "bfloat16"):
+    tx = mbf_optax.scale_by_mbf_adam(
+      exponent=1.0, inverse_update_period=1, inverse_dtype=dtype
+    )
+    update, state = jax.jit(tx.update), tx.init(params)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+      gradient = {
+        "Dense_0": {"kernel": jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)}
+      }
+      updates, state = update(gradient, state)
+    runs.append((updates["Dense_0"]["kernel"], state.curvature["Dense_0/kernel"]))
+  (exact, state), (rounded, kept) = runs
+  for side, given in zip(state, kept, strict=True):
+    assert given.inverse.dtype == "bfloat16"
+    wide = given.inverse.astype(jnp.float32)
+    chex.assert_trees_all_close(wide, side.inverse, rtol=2**-7, atol=1e-4)
+    assert not np.array_equal(wide, np.broadcast_to(np.eye(len(wide[0])), wide.shape))
+  assert rounded.dtype == jnp.float32
+  np.testing.assert_allclose(rounded, exact, atol=0.02 * np.abs(exact).max())
+
+
+LAYERS = Layers.of(
+  [
+    read("a", (3, 2), Layer((0,))),
+    read("b", (4, 2), Layer((0,), "low_rank", rank=2)),
+    read("c", (5,), Layer((), "rms")),
+  ]
+)
+
+
+def test_layers_are_told_apart_by_what_they_can_do():
+  def names(layers):
+    return [estimator.reading.path for estimator in layers.estimators]
+
+  assert names(LAYERS.blocks) == ["a", "b"]
+  assert names(LAYERS.elementwise) == ["c"]
+  assert names(LAYERS.where(lambda e: e.refreshes_with_statistics)) == ["b"]
+  states = {"a": 1, "b": 2, "c": 3}
+  assert LAYERS.blocks.of_these(states) == {"a": 1, "b": 2}
+
+
+def test_every_and_when():
+  def add(value):
+    return value + 1
+
+  counts = [int(every(3, jnp.int32(k), add, jnp.int32(0))) for k in range(7)]
+  assert counts == [1, 0, 0, 1, 0, 0, 1]
+  assert when(jnp.array(True), add, 1) == 2
+  assert when(jnp.array(False), add, 1) == 1
+
+
+def test_bias_corrections_are_those_of_a_moving_average_of_ones():
+  c = jnp.zeros(())
+  for steps in range(1, 4):
+    c = corrected_by(0.7, c)
+    np.testing.assert_allclose(c, 1 - 0.7**steps, rtol=1e-6)

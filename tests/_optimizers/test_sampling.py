@@ -37,6 +37,14 @@ def test_gaussian_has_mean_and_scale():
   np.testing.assert_allclose([targets.mean(), targets.std()], [3, 2], atol=0.05)
 
 
+def test_gaussian_targets_of_half_precision_are_wide():
+  """bfloat16 has 128 distinct values of a normal deviate, and none beyond 2.9."""
+  targets = mbf_optax.sample_gaussian(jnp.zeros(100_000, jnp.bfloat16), KEY)
+  assert targets.dtype == jnp.float32
+  assert len(np.unique(targets)) > 90_000
+  assert 4 < np.abs(targets).max() < 6
+
+
 def test_no_gradient_flows_through_the_samples():
   def loss(x):
     samples = mbf_optax.sample_gaussian(x, KEY) + mbf_optax.sample_bernoulli(x, KEY)

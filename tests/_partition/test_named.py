@@ -1,17 +1,16 @@
 """How named partitions choose estimators, and how often they look at a tree."""
 
 import math
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import mbf_optax
-
-
-def array(*shape, dtype="float32"):
-  return jax.ShapeDtypeStruct(shape, dtype)
+from tests._partition.shapes import array, read
 
 
 def layer_of(shape, **options):
@@ -110,3 +109,66 @@ def test_few_trees_are_remembered():
     partition(many(modules))
   assert partition(many(1)) == first
   assert len(partition._seen) < 20
+
+
+def test_who_says_what_a_layer_is():
+  tree = {
+    "Dense_0": {"kernel": array(4, 5), "bias": array(5)},
+    "Dense_1": {"kernel": array(4, 5), "bias": array(5)},
+    "norm": {"scale": array(4)},
+    "wte": array(9, 4),
+    "theta": array(4, 5, 6),
+  }
+  overrides = [("Dense_1", "shared")]
+  why = {path: r.why for path, r in read(tree, overrides=overrides).items()}
+  assert why == {
+    "Dense_0/kernel": "recognised",
+    "Dense_1/kernel": "asked",
+    "norm/scale": "recognised",
+    "wte": "recognised",
+    "theta": "unknown",
+  }
+  layer = mbf_optax.Layer((0,), "shared")
+  (reading,) = read({"theta": array(4, 5)}, overrides=[("theta", layer)]).values()
+  assert reading.why == "asked"
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"Dense_0": "rms"}, "overrides={'Dense_0': 'rms'}; give a list of pairs"),
+    ("Dense_0", "overrides='Dense_0'; give a list of pairs"),
+    (["Dense_0"], "give a list of pairs"),
+    ([("Dense_0", "rms", 3)], "give a list of pairs"),
+    ([("Dense_0", "diagonal")], "asks for 'diagonal'"),
+    ([("Dense_0[", "rms")], "is no regular expression"),
+  ],
+)
+def test_overrides_of_a_wrong_kind(overrides, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    mbf_optax.flax_partition(overrides=overrides)
+
+
+def test_a_preset_that_was_not_called():
+  params = {"Dense_0": {"kernel": jnp.zeros((50, 50))}}
+  with pytest.raises(TypeError, match="got a dict for dense") as caught:
+    mbf_optax.haiku_partition(params)
+  assert len(str(caught.value)) < 300  # without the arrays
+  with pytest.raises(TypeError, match=r"call it: haiku_partition\(\)"):
+    mbf_optax.mbf_adam(1e-3, partition=mbf_optax.haiku_partition)
+
+
+def test_an_override_may_match_nothing_where_leaves_are_masked():
+  """With ``optax.partition`` it matches in one group and not in the others."""
+  partition = mbf_optax.flax_partition(overrides=[("Dense_0", "shared")])
+  tree = {
+    "Dense_0": {"kernel": array(4, 5)},
+    "Dense_1": {"kernel": array(4, 5)},
+  }
+  tx = optax.partition(
+    {name: mbf_optax.mbf(1e-3, partition=partition) for name in ("a", "b")},
+    {"Dense_0": {"kernel": "a"}, "Dense_1": {"kernel": "b"}},
+  )
+  jax.eval_shape(tx.init, tree)
+  with pytest.raises(ValueError, match="'Dense_0' matches no leaf"):
+    partition({"Dense_1": tree["Dense_1"]})

@@ -1,4 +1,4 @@
-"""A training run that saves its progress and can be killed; see ``test_checkpoint``.
+"""A training run that saves its progress and can be killed; see ``test_restored``.
 
 Prints the loss of every step to the bit, and a digest of the last parameters. Started
 again on the same folder it goes on from the last whole checkpoint.
@@ -20,14 +20,18 @@ import mbf_optax
 
 STEPS, SAVE_EVERY = 24, 4
 PERIODS = {"curvature_update_period": 2, "inverse_update_period": 3}
-PARTITION = mbf_optax.flax_partition(
-  rank=3, overrides=[("shared", "shared"), ("low_rank", "low_rank")]
-)
+LAYERS = ("full", "shared", "other")
+
+
+def partition(other):
+  overrides = [("shared", "shared"), ("other", other)]
+  return mbf_optax.flax_partition("full", rank=3, overrides=overrides)
+
+
 OPTIMIZERS = {
-  "mbf": mbf_optax.mbf(0.05, damping=0.1, partition=PARTITION, **PERIODS),
-  "mbf_adam": mbf_optax.mbf_adam(0.02, partition=PARTITION, **PERIODS),
+  "mbf": mbf_optax.mbf(0.05, damping=0.1, partition=partition("low_rank"), **PERIODS),
+  "mbf_adam": mbf_optax.mbf_adam(0.02, partition=partition("two_sided"), **PERIODS),
 }
-LAYERS = ("full", "shared", "low_rank")
 
 
 def initial():

@@ -19,14 +19,21 @@ import pytest
 import mbf_optax
 from tests.contract import common
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
+MODULE = "tests._reports.resumable"
 KILLED_AT = 10  # between checkpoints, between refreshes
 TIMEOUT = 280
 
 
 def start(folder, *killed_at):
   return subprocess.Popen(
-    [sys.executable, "-m", "tests.resumable", str(folder), *map(str, killed_at)],
+    [
+      sys.executable,
+      "-m",
+      "tests._reports.resumable",
+      str(folder),
+      *map(str, killed_at),
+    ],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
@@ -70,7 +77,7 @@ PARAMS = {
   "second": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
 }
 DIFFERENT = [
-  ("full", "shared", "first/kernel/statistics", "float32(10, 4)", "float32(4, 4)"),
+  ("full", "shared", "first/kernel/statistics", "float32(10, 4)", "float32(1, 4, 4)"),
   ("full", "low_rank", "first/kernel/history", "missing", "float32(4, 2, 4)"),
   (
     "low_rank",
@@ -79,7 +86,13 @@ DIFFERENT = [
     "float32(4, 2, 4)",
     "float32(4, 3, 4)",
   ),
-  ("full", "one layer", "second/kernel/statistics", "float32(15, 2)", "float32(5, 5)"),
+  (
+    "full",
+    "one layer",
+    "second/kernel/statistics",
+    "float32(15, 2)",
+    "float32(1, 5, 5)",
+  ),
   ("full", "elementwise", "second/bias/second_moment", "missing", "float32(1, 2)"),
   ("elementwise", "full", "second/kernel/statistics", "missing", "float32(15, 2)"),
 ]
@@ -102,9 +115,10 @@ each_name = pytest.mark.parametrize("name", ["mbf", "mbf_adam"])
   ("old", "new", "path", "has", "should"), DIFFERENT, ids=lambda text: text
 )
 def test_a_state_of_another_partition_is_refused(name, old, new, path, has, should):
+  if name == "mbf_adam" and ("low_rank" in (old, new) or "second_moment" in path):
+    pytest.skip("mbf_adam keeps no such state")
   state, tx = make(name, old).init(PARAMS), make(name, new)
-  inside = "0/direction/" if name == "mbf_adam" else "0/"
-  with refused(f"'{inside}curvature/{path}' is {has}", f"should be {should}"):
+  with refused(f"'0/curvature/{path}' is {has}", f"should be {should}"):
     mbf_optax.check_state(tx, state, PARAMS)
   with refused(f"'curvature/{path}' is {has}", f"should be {should}"):
     jax.eval_shape(tx.update, PARAMS, state, PARAMS)
@@ -116,19 +130,16 @@ def test_other_parameters_and_layouts_are_refused(name):
   state = tx.init(PARAMS)
   narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), PARAMS)
   deeper = {**PARAMS, "third": PARAMS["second"]}
-  with refused("momentum/third/bias' is missing"):
+  moment = "0/adam/mu" if name == "mbf_adam" else "0/momentum"
+  with refused(f"'{moment}/third/bias' is missing"):
     mbf_optax.check_state(tx, state, deeper)
-  with refused("momentum/third/bias' is float32(2,) but should be absent"):
+  with refused(f"'{moment}/third/bias' is float32(2,) but should be absent"):
     mbf_optax.check_state(tx, tx.init(deeper), PARAMS)
   with jax.enable_x64(True), refused("/count' is int32() but should be int64()"):
     wide = jax.eval_shape(lambda: optax.tree.set(state, count=np.int64(0)))
     checked = optax.GradientTransformation(lambda params: wide, tx.update)
     mbf_optax.check_state(checked, state, PARAMS)
-  mbf_optax.check_state(make("scale_by_mbf", "full"), mbf_state(state), narrow)
-
-
-def mbf_state(state):
-  return state[0] if isinstance(state[0], mbf_optax.MbfState) else state[0].direction
+  mbf_optax.check_state(tx, state, narrow)
 
 
 WRAPPERS = {
@@ -148,8 +159,8 @@ def test_states_inside_wrappers_are_reached(name, wrapper):
   tx = WRAPPERS[wrapper](name)
   state = tx.init(PARAMS)
   mbf_optax.check_state(tx, state, PARAMS)
-  narrower = optax.tree.set(state, weight=jnp.zeros(2))
-  with refused("/weight' is float32(2,) but should be float32()"):
+  narrower = optax.tree.set(state, bias_correction=jnp.zeros(2))
+  with refused("/bias_correction' is float32(2,) but should be float32()"):
     mbf_optax.check_state(tx, narrower, PARAMS)
 
 
@@ -171,7 +182,7 @@ def test_metadata_tells_before_anything_is_read(name, boxed, tmp_path):
     checkpointer.wait_until_finished()
     metadata = checkpointer.metadata(path).item_metadata
     mbf_optax.check_state(tx, metadata["state"], params)
-    with refused("curvature/second/kernel/statistics' is float32(15, 2)", "(5, 5)"):
+    with refused("curvature/second/kernel/statistics' is float32(15, 2)", "(1, 5, 5)"):
       mbf_optax.check_state(make(name, "one layer"), metadata["state"], params)
     like = {"params": params, "state": jax.eval_shape(tx.init, params)}
     restored = checkpointer.restore(path, like)

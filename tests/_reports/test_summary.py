@@ -13,24 +13,60 @@ import mbf_optax
 from tests import trees
 
 
-def shapes(dtype):
+def shapes(dtype, tree=trees.SHAPES):
   return jax.tree.map(
     lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-    trees.SHAPES,
+    tree,
     is_leaf=lambda node: isinstance(node, tuple),
   )
 
 
-@pytest.mark.parametrize("inverse_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_bytes_are_those_of_the_state(dtype, inverse_dtype):
-  options = {"partition": trees.PARTITION, "inverse_dtype": inverse_dtype}
-  summary = mbf_optax.summarize(shapes(dtype), **options)
-  params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes(dtype))
-  state = mbf_optax.scale_by_mbf(**options).init(params)
-  assert summary.state_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  scalars = 3 * 4  # the counter and the two weights belong to no layer
-  assert sum(row.state_bytes for row in summary.layers) == summary.state_bytes - scalars
+OPTIMIZERS = {
+  "mbf": (mbf_optax.scale_by_mbf, trees.PARTITION, trees.SHAPES),
+  "mbf_adam": (
+    mbf_optax.scale_by_mbf_adam,
+    trees.adam_partition(4),
+    trees.ADAM_SHAPES,
+  ),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+  ("dtype", "inverse_dtype"),
+  [(jnp.float32, None), (jnp.bfloat16, None), (jnp.bfloat16, "bfloat16")],
+)
+def test_bytes_are_those_of_the_state(optimizer, dtype, inverse_dtype):
+  scale_by, partition, tree = OPTIMIZERS[optimizer]
+  params = shapes(dtype, tree)
+  options = {"partition": partition, "inverse_dtype": inverse_dtype}
+  summary = mbf_optax.summarize(params, optimizer=optimizer, **options)
+  state = jax.eval_shape(scale_by(**options).init, params)
+  assert summary.state_bytes == nbytes(state)
+  # Counts and bias corrections belong to no layer, nor do persistences.
+  others = state._asdict()
+  curvature = others.pop("curvature")
+  moments = others.pop("momentum", None) or others.pop("adam")[1:]
+  of_layers = sum(row.state_bytes for row in summary.layers)
+  assert of_layers == nbytes((curvature, moments))
+  assert summary.floats_per_parameter == summary.state_bytes / 4 / summary.elements
+
+
+def nbytes(state):
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def test_share_in_blocks():
+  params = {
+    "Dense_0": {"kernel": jnp.ones((5, 6)), "bias": jnp.ones(6)},
+    "Dense_1": {"kernel": jnp.ones((6, 2))},
+    "norm": {"scale": jnp.ones(12)},
+  }
+  assert mbf_optax.summarize(params, optimizer="mbf").share_in_blocks == 48 / 60
+  summary = mbf_optax.summarize(params)  # a head of two outputs is Adam's
+  assert summary.share_in_blocks == 36 / 60
+  assert summary.elements == 60
+  assert "60% of 60 parameters lie in blocks" in str(summary)
 
 
 def cells(line):
@@ -38,8 +74,10 @@ def cells(line):
 
 
 def test_table_is_markdown_with_a_row_a_layer():
-  summary = mbf_optax.summarize(shapes(jnp.float32), trees.PARTITION)
+  summary = mbf_optax.summarize(shapes(jnp.float32), trees.PARTITION, "mbf")
   table, caption = str(summary).split("\n\n")
+  totals, caption = caption.split("\n")
+  assert totals.endswith("floats a parameter.")
   lines = table.splitlines()
   assert len({len(line) for line in lines}) == 1
   titles, rule, *rows, total = map(cells, lines)
@@ -60,7 +98,7 @@ def test_table_is_markdown_with_a_row_a_layer():
   [(124, "992 B"), (125, "1 kB"), (124_990, "1 MB"), (10**18, "8 EB")],
 )
 def test_bytes_are_readable(size, shown):
-  """A vector of float32 that is read element by element: momentum and statistics."""
+  """A vector that is read element by element: two moments in float32."""
   params = {"scale": jax.ShapeDtypeStruct((size,), "float16")}
   (row,) = mbf_optax.summarize(params).layers
   assert row.state_bytes == 8 * size
@@ -68,7 +106,8 @@ def test_bytes_are_readable(size, shown):
 
 
 def test_operations_are_amortised():
-  summary = mbf_optax.summarize({"kernel": jax.ShapeDtypeStruct((100, 10), "float32")})
+  params = {"kernel": jax.ShapeDtypeStruct((100, 10), "float32")}
+  summary = mbf_optax.summarize(params, optimizer="mbf")
   (row,) = summary.layers
   assert (row.apply_flops, row.statistics_flops) == (2 * 100**2 * 10,) * 2
   assert row.inverse_flops == 2 * 100**3
@@ -86,10 +125,15 @@ def test_empty_tree():
   assert "0 layers" in str(mbf_optax.summarize({}))
 
 
+def test_unknown_optimizer():
+  with pytest.raises(ValueError, match="optimizer is 'adam'; use one of 'mbf', 'mbf_a"):
+    mbf_optax.summarize({}, optimizer="adam")
+
+
 def test_init_logs_what_each_layer_became(caplog):
   params = {
     "Conv_0": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
-    "Dense_0": {"kernel": jnp.ones((40, 3)), "bias": jnp.ones(3)},
+    "Dense_0": {"kernel": jnp.ones((40, 5)), "bias": jnp.ones(5)},
     "norm": {"scale": jnp.ones(())},
   }
   tx = mbf_optax.mbf_adam(0.1)
@@ -97,12 +141,11 @@ def test_init_logs_what_each_layer_became(caplog):
     state = tx.init(params)
     logged = [(record.name, record.levelname) for record in caplog.records]
     jax.eval_shape(tx.update, params, state, params)
-    mbf_optax.summarize(params)
   assert logged == [("mbf_optax", "INFO")] * 4
   assert caplog.messages == [
     "Conv_0/bias (4,): inverse, 4 blocks of 1",
     "Conv_0/kernel (3, 3, 2, 4): full, 8 blocks of 9",
-    "Dense_0/kernel (40, 3): shared+bias, 3 blocks of 41",
+    "Dense_0/kernel (40, 5): two_sided+bias, 5 blocks of 41",
     "norm/scale (): rms, 1 block of 1",
   ]
 

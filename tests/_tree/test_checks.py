@@ -84,105 +84,55 @@ def test_what_cannot_be_a_schedule(argument, value):
   optax.inject_hyperparams(mbf_optax.scale_by_mbf)(**schedule).init(PARAMS)
 
 
-def test_unknown_inverse():
-  with refused("inverse is 'lu'", "'sweep'", "'linalg'"):
-    mbf_optax.scale_by_mbf(inverse="lu")
-
-
-def test_unknown_dense():
-  with refused("dense='diagonal'", "'auto'", "'full'", "'shared'", "'low_rank'"):
-    mbf_optax.flax_partition(dense="diagonal")
-
-
-@pytest.mark.parametrize("argument", ["rank", "full_limit"])
-@pytest.mark.parametrize("value", [0, -2])
-def test_rank_and_limit_of_the_partition(argument, value):
-  with refused(f"{argument} is {value}", "at least 1"):
-    mbf_optax.flax_partition(**{argument: value})
-
-
-def test_rank_of_a_layer():
-  with refused("rank is 0", "at least 1"):
-    mbf_optax.Layer((0,), "low_rank", rank=0)
-
-
-def test_unknown_estimator_of_a_layer():
-  with refused("'diagonal'", "'full'", "'low_rank'", "'rms'"):
-    mbf_optax.Layer((0,), "diagonal")
-
-
-def test_layer_whose_axes_do_not_go_with_its_estimator():
-  with refused("'rms'", "element by element", "(0,)"):
-    mbf_optax.Layer((0,), "rms")
-  with refused("'full'", "block_axes"):
-    mbf_optax.Layer()
-
-
-def test_unknown_override():
-  with refused("'kernel'", "'diagonal'", "Layer", "'full'", "'rms'"):
-    mbf_optax.flax_partition(overrides=[("kernel", "diagonal")])
-
-
-@pytest.mark.parametrize("pattern", ["kernel[", "*/kernel", "a{2,1}"])
-def test_override_that_is_no_regular_expression(pattern):
-  with refused(repr(pattern), "regular expression", "re.escape"):
-    mbf_optax.flax_partition(overrides=[(pattern, "shared")])
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (0, 0)])
-@pytest.mark.parametrize("estimator", ["full", "shared", "low_rank"])
-def test_blocks_without_elements(shape, estimator):
-  layer = mbf_optax.Layer((0,), estimator)
-  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
-  with refused("'Dense_0/kernel'", str(shape), "no element", "(0,)", "rms"):
-    partition({"Dense_0": {"kernel": jnp.ones(shape)}})
-
-
-def test_override_that_matches_nothing():
-  partition = mbf_optax.flax_partition(overrides=[("Dense_7", "shared")])
-  with refused("'Dense_7'", "matches no", "Dense_0/bias, Dense_0/kernel"):
-    mbf_optax.scale_by_mbf(partition=partition).init(PARAMS)
+@pytest.mark.parametrize("argument", ["exponent", "output_exponent"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_exponents(argument, value):
+  with refused(argument, str(value), "[0, 1]"):
+    mbf_optax.scale_by_mbf_adam(**{argument: value})
+  jax.eval_shape(
+    lambda p: mbf_optax.scale_by_mbf_adam(**{argument: p}).init(PARAMS), 2.0
+  )
 
 
 @pytest.mark.parametrize(
-  ("layer", "parts"),
-  [
-    (mbf_optax.Layer((2,)), ("(3, 2)", "(2,)", "-2 to 1")),
-    (mbf_optax.Layer((-3,)), ("(3, 2)", "(-3,)", "-2 to 1")),
-    (mbf_optax.Layer((0, 0)), ("(3, 2)", "(0, 0)", "distinct")),
-    (mbf_optax.Layer((0,), stack_axes=1), ("(3, 2)", "(0,)", "1 stacked")),
-    (mbf_optax.Layer((1,)), ("Dense_0/bias", "(2,)", "(3,)", "joins_bias=False")),
-  ],
-  ids=str,
+  "factory", [mbf_optax.scale_by_mbf, mbf_optax.scale_by_mbf_adam]
 )
-def test_layer_that_does_not_fit(layer, parts):
-  partition = mbf_optax.flax_partition(overrides=[("kernel", layer)])
-  with pytest.raises(ValueError, match="Dense_0/kernel") as caught:
-    mbf_optax.scale_by_mbf(partition=partition).init(PARAMS)
-  for part in parts:
-    assert part in str(caught.value)
+@pytest.mark.parametrize(
+  ("argument", "value"),
+  [
+    ("damping", None),
+    ("damping", "small"),
+    ("damping", "0.1"),
+    ("inverse_update_period", "5"),
+    ("curvature_ema", "high"),
+    ("curvature_update_period", "5 steps"),
+    ("inverse_update_period", None),
+  ],
+)
+def test_what_is_no_number(factory, argument, value):
+  with pytest.raises(TypeError, match=rf"{argument} is {value!r}; it must be a number"):
+    factory(**{argument: value})
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 2)])
-def test_conv_override_that_does_not_fit(shape):
-  partition = mbf_optax.flax_partition(overrides=[("kernel", "conv")])
-  with refused("Conv_0/kernel", str(shape), "'conv'", "spatial"):
-    mbf_optax.scale_by_mbf(partition=partition).init(
-      {"Conv_0": {"kernel": jnp.ones(shape)}}
-    )
+@pytest.mark.parametrize("factory", [mbf_optax.mbf, mbf_optax.mbf_adam])
+def test_what_is_no_partition(factory):
+  with pytest.raises(TypeError, match=r"haiku_partition itself; call it: haiku_partit"):
+    factory(0.1, partition=mbf_optax.haiku_partition)
+  with pytest.raises(TypeError, match=r"partition is 'flax'; use flax_partition\(\)"):
+    factory(0.1, partition="flax")
 
 
-@pytest.mark.parametrize("factory", [mbf_optax.scale_by_mbf, mbf_optax.summarize])
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
-def test_integer_parameters(factory, dtype):
-  params = {**PARAMS, "step": {"count": jnp.zeros(2, dtype)}}
-  with refused("step/count", jnp.dtype(dtype).name, "optax.masked"):
-    factory(params) if factory is mbf_optax.summarize else factory().init(params)
+def test_a_state_of_the_other_optimizer():
+  one, other = mbf_optax.scale_by_mbf(), mbf_optax.scale_by_mbf_adam()
+  with pytest.raises(TypeError, match="got a MbfAdamState where it needs the MbfState"):
+    one.update(PARAMS, other.init(PARAMS))
+  with pytest.raises(TypeError, match="got a MbfState where it needs the MbfAdamState"):
+    other.update(PARAMS, one.init(PARAMS))
 
 
-def test_two_leaves_of_one_path():
-  with refused("same path 'a/b'", "rename"):
-    mbf_optax.scale_by_mbf().init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
+def test_unknown_inverse():
+  with refused("inverse is 'lu'", "'sweep'", "'linalg'"):
+    mbf_optax.scale_by_mbf(inverse="lu")
 
 
 def dense(**changes):
@@ -210,37 +160,6 @@ def test_gradients_that_differ_from_the_parameters(name, case):
     tx.update(gradients, tx.init(PARAMS), PARAMS)
 
 
-@pytest.mark.parametrize("factory", [mbf_optax.mbf, mbf_optax.mbf_adam])
-@pytest.mark.parametrize("decay", [0.1, jnp.asarray(0.1)])
-def test_weight_decay_without_parameters(factory, decay):
-  tx = factory(0.1, weight_decay=decay)
-  state = tx.init(PARAMS)
-  with refused("weight decay", "params"):
-    jax.eval_shape(tx.update, PARAMS, state)
-
-
-def test_warm_start_without_gradients():
-  tx = mbf_optax.mbf(0.1)
-  with refused("warm_start", "empty", "at least one"):
-    mbf_optax.warm_start(tx, tx.init(PARAMS), PARAMS, [])
-
-
-def test_warm_start_of_accumulated_gradients():
-  inner = mbf_optax.mbf(0.1)
-  tx = optax.MultiSteps(inner, 2)
-  state = tx.init(PARAMS)
-  with refused("MultiSteps", "inner_opt_state=warm_start"):
-    mbf_optax.warm_start(tx, state, PARAMS, [PARAMS])
-  warm = mbf_optax.warm_start(inner, state.inner_opt_state, PARAMS, [PARAMS])
-  assert warm[0].weight == 1
-
-
-def test_warm_start_without_mbf():
-  tx = optax.adam(0.1)
-  with refused("warm_start", "no MbfState", "tx.init(params)"):
-    mbf_optax.warm_start(tx, tx.init(PARAMS), PARAMS, [PARAMS])
-
-
 @pytest.mark.parametrize(
   "second", [{"Dense_0": {"bias": jnp.ones(2)}}, dense(kernel=jnp.ones((2, 3)))]
 )
@@ -248,27 +167,3 @@ def test_curvature_gradients_that_lack_a_leaf(second):
   tx = mbf_optax.scale_by_mbf()
   with refused("curvature_gradients", "'Dense_0/kernel'", "(3, 2)"):
     tx.update(PARAMS, tx.init(PARAMS), curvature_gradients=second)
-
-
-def readings():
-  return list(mbf_optax.flax_partition()(PARAMS))
-
-
-def wrong_partitions():
-  (whole,) = readings()
-  elsewhere = whole._replace(path="Dense_9/kernel")
-  alone = mbf_optax.Reading("Dense_0/bias", None, (2,), mbf_optax.Layer((), "rms"))
-  return {
-    "twice": ([whole, whole], "'Dense_0/kernel'", "twice"),
-    "bias twice": ([whole, alone], "'Dense_0/bias'", "twice"),
-    "left out": ([whole._replace(bias_path=None)], "'Dense_0/bias'", "out", "rms"),
-    "nothing": ([], "'Dense_0/bias'", "out"),
-    "elsewhere": ([elsewhere], "'Dense_9/kernel'", "no leaf"),
-  }
-
-
-@pytest.mark.parametrize("case", wrong_partitions())
-def test_custom_partition_that_does_not_cover_the_parameters_once(case):
-  found, *parts = wrong_partitions()[case]
-  with refused(*parts):
-    mbf_optax.scale_by_mbf(partition=lambda params: found).init(PARAMS)

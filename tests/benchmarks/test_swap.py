@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 
@@ -30,6 +31,8 @@ from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
 
 pytestmark = pytest.mark.promotes
 
+QUICK = {"xla_backend_optimization_level": 0}  # a third of the time to compile
+
 
 def quadratic(steps=40):
   """A problem whose training by gradient descent is known in closed form."""
@@ -53,7 +56,6 @@ def test_first_step(name):
   problem = PROBLEMS[name](None)
   key = jax.random.key(0)
 
-  @jax.jit
   def first(key):
     params = problem.init(key)
     batch = problem.batch(jnp.int32(0), key)
@@ -61,6 +63,7 @@ def test_first_step(name):
     moved = jax.tree.map(lambda p, g: p - 1e-4 * g, params, gradient)
     return loss, optax.tree.norm(gradient), problem.held_out(moved)
 
+  first = jax.jit(first, compiler_options=QUICK)
   loss, norm, held_out = first(key)
   assert np.isfinite([loss, norm, held_out]).all()
   assert norm > 0
@@ -168,7 +171,7 @@ def test_variant_reaches_the_partition():
 def test_optimizers_take_a_schedule(name):
   tx = OPTIMIZERS[name].build(optax.linear_schedule(0.1, 0.0, 5), None)
   params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-  updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+  updates, _ = jax.eval_shape(tx.update, params, tx.init(params), params)
   assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
@@ -240,8 +243,12 @@ def test_exact_solution_solves_the_equation():
   def exact(point):
     return science._exact(point[None])[0]
 
-  found = jax.vmap(lambda point: science._laplacian(exact, point))(points)
-  by_hessian = jax.vmap(lambda point: jnp.trace(jax.hessian(exact)(point)))(points)
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  @jax.vmap
+  def both(point):
+    return science._laplacian(exact, point), jnp.trace(jax.hessian(exact)(point))
+
+  found, by_hessian = both(points)
   np.testing.assert_allclose(found, by_hessian, rtol=1e-4, atol=1e-3)
   np.testing.assert_allclose(
     found, -5 * np.pi**2 * science._exact(points), rtol=1e-4, atol=1e-3
@@ -288,9 +295,10 @@ def test_advantages_against_a_loop():
 
 def test_pendulum_keeps_its_energy_without_torque():
   environment = environments.ENVIRONMENTS["pendulum"]
+  step = jax.jit(environment.step)
   state, energies = jnp.array([3.0, 0.0]), []
   for _ in range(200):
-    state, reward, failed = environment.step(state, jnp.zeros(1))
+    state, reward, failed = step(state, jnp.zeros(1))
     energies.append(float(state[1] ** 2 / 2 + 15 * jnp.cos(state[0])))
     assert reward <= 0
     assert not failed
@@ -298,10 +306,10 @@ def test_pendulum_keeps_its_energy_without_torque():
 
 
 def test_cartpole_falls_without_control():
-  environment = environments.ENVIRONMENTS["cartpole"]
+  step = jax.jit(environments.ENVIRONMENTS["cartpole"].step)
   state, steps, failed = jnp.array([0.0, 0.0, 0.01, 0.0]), 0, False
   while not failed:
-    state, reward, failed = environment.step(state, jnp.int32(1))
+    state, reward, failed = step(state, jnp.int32(1))
     steps += 1
     assert reward == 1
   assert 8 <= steps <= 12  # pushed to one side without an end it falls in ten steps

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from mbf_optax.full import BlockState
 
 import mbf_optax
-from mbf_optax import inverse, shared
+from mbf_optax._linalg import products, sweep
 
 PARAMS = {
   "wide": {"kernel": jnp.ones((599, 100)), "bias": jnp.ones(100)},
@@ -21,16 +20,18 @@ PARAMS = {
 
 @pytest.fixture(scope="module", params=["shared", "low_rank"])
 def compiled(request):
-  partition = mbf_optax.flax_partition(overrides=[("wide", request.param)])
+  partition = mbf_optax.flax_partition(
+    block_limit=600, overrides=[("wide", request.param)]
+  )
   tx = mbf_optax.scale_by_mbf(partition=partition)
   state = tx.init(PARAMS)
   update = jax.jit(tx.update, donate_argnums=(0, 1)).lower(PARAMS, state).compile()
-  return update, state, mbf_optax.summarize(PARAMS, partition), partition
+  return update, state, mbf_optax.summarize(PARAMS, partition, "mbf"), partition
 
 
 def inverse_flops(n):
   """What XLA counts in the inverse of one matrix of order ``n``."""
-  compiled = jax.jit(inverse.spd_inverse).lower(jnp.ones((n, n))).compile()
+  compiled = jax.jit(sweep.spd_inverse).lower(jnp.ones((n, n))).compile()
   return compiled.cost_analysis()["flops"]
 
 
@@ -42,22 +43,22 @@ def test_operations_are_those_of_the_summary(compiled):
   update, state, summary, _ = compiled
   expected = sum(row.apply_flops + row.statistics_flops for row in summary.layers)
   counted = update.cost_analysis()["flops"]
-  if isinstance(state.curvature["wide/kernel"], BlockState):
-    counted -= inverse_flops(inverse.padded_order(600))
+  if isinstance(state.curvature["wide/kernel"], mbf_optax.BlockState):
+    counted -= inverse_flops(sweep.padded_order(600))
   assert counted < 1.4 * expected
 
 
 def test_a_large_inverse_leaves_out_a_quadrant():
   """What XLA counts is one panel: the product, and the columns, times two matrices."""
   for n, share in ((640, 0.85), (1024, 0.8)):  # 640 has five panels: uneven halves
-    width = inverse.panel_width(n)
+    width = sweep.panel_width(n)
     product, columns = 2 * n**2 * width, 4 * n * width**2
     assert inverse_flops(n) < share * product + columns, n
 
 
 def test_a_large_symmetric_product_computes_little_more_than_half():
   columns = jnp.ones((2500, 840))
-  compiled = jax.jit(shared.symmetric_product).lower(columns).compile()
+  compiled = jax.jit(products.symmetric_product).lower(columns).compile()
   assert compiled.cost_analysis()["flops"] < 0.64 * 2 * 2500**2 * 840
 
 
@@ -115,5 +116,12 @@ def test_one_compilation_serves_every_step():
 def test_small_blocks_hold_eleven_floats_a_weight():
   """Momentum, and the triangles of statistics and inverse: 1 + 45 / 9 + 45 / 9."""
   params = {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)}
-  summary = mbf_optax.summarize(params)
+  summary = mbf_optax.summarize(params, optimizer="mbf")
   assert summary.layers[0].state_bytes == 11 * 4 * 9 * 64 * 64
+
+
+def test_mbf_adam_holds_twelve():
+  """Adam's two moments and the same triangles."""
+  params = {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)}
+  summary = mbf_optax.summarize(params, optimizer="mbf_adam")
+  assert summary.layers[0].state_bytes == 12 * 4 * 9 * 64 * 64

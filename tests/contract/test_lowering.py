@@ -14,11 +14,11 @@ PLATFORMS = ["cpu", "cuda", "tpu"]
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
   "full": {"kernel": (4, 3), "bias": (3,)},
-  "low_rank": {"kernel": (8, 3)},
   "norm": {"scale": (4,)},
-  "wide": {"kernel": (40, 3), "bias": (3,)},
+  "other": {"kernel": (8, 6)},
+  "wide": {"kernel": (40, 6), "bias": (6,)},
 }
-PARTITION = mbf_optax.flax_partition(rank=4, overrides=[("low_rank", "low_rank")])
+PARTITION = mbf_optax.flax_partition(rank=4, overrides=[("other", "low_rank")])
 
 
 def structs(shapes):
@@ -45,7 +45,7 @@ def custom_calls(text):
   "make",
   [
     lambda: mbf_optax.mbf(0.1, partition=PARTITION),
-    lambda: mbf_optax.mbf_adam(0.1, partition=PARTITION),
+    lambda: mbf_optax.mbf_adam(0.1),
   ],
   ids=["mbf", "mbf_adam"],
 )
@@ -65,23 +65,25 @@ def test_linalg_calls_lapack():
 
 
 def dense_layers(sizes):
-  return {f"Dense_{i}": {"kernel": (size, 3)} for i, size in enumerate(sizes)}
+  return {f"Dense_{i}": {"kernel": (size, 6)} for i, size in enumerate(sizes)}
 
 
-def loops(sizes):
+def loops(scale_by, sizes):
   """Loops and inverses in the program of an update of dense layers."""
-  partition = mbf_optax.flax_partition()
-  tx = mbf_optax.scale_by_mbf(partition=partition)
+  tx = scale_by()
   params = structs(dense_layers(sizes))
   state = jax.eval_shape(tx.init, params)
   return jax.jit(tx.update).lower(params, state).as_text().count("stablehlo.while")
 
 
 @pytest.mark.parametrize("size", [6, 50])
-def test_program_follows_the_distinct_sizes_and_not_the_layers(size):
-  few, many = loops([size] * 3), loops([size] * 12)
+@pytest.mark.parametrize(
+  "scale_by", [mbf_optax.scale_by_mbf, mbf_optax.scale_by_mbf_adam]
+)
+def test_program_follows_the_distinct_sizes_and_not_the_layers(scale_by, size):
+  few, many = loops(scale_by, [size] * 3), loops(scale_by, [size] * 12)
   assert many == few > 0
-  assert loops([size, 2 * size, 3 * size]) > few
+  assert loops(scale_by, [size, 2 * size, 4 * size]) > few
 
 
 def test_forty_mixed_layers_compile_and_step():

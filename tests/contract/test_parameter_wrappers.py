@@ -61,6 +61,28 @@ def test_schedule_free(name):
     close(state.base_optimizer_state, base_state)
 
 
+KEPT_OUT = {
+  "partition": lambda tx: optax.partition(
+    {"trained": tx, "kept": optax.set_to_zero()}, {"a": "trained", "b": "kept"}
+  ),
+  "freeze": lambda tx: optax.chain(
+    tx, optax.transforms.freeze({"a": False, "b": True})
+  ),
+}
+
+
+@pytest.mark.parametrize("way", KEPT_OUT)
+@pytest.mark.parametrize("name", OURS)
+def test_parameters_kept_out_stay_where_they_are(name, way):
+  """In the ways that messages and documentation name; ``optax.masked`` is none."""
+  params = common.random_tree(20, {"a": (2,), "b": (2,)})
+  tx = KEPT_OUT[way](common.make(name))
+  updates, _ = tx.update(params, tx.init(params), params)
+  moved = optax.apply_updates(params, updates)
+  chex.assert_trees_all_equal(moved["b"], params["b"])
+  assert jnp.all(moved["a"] != params["a"])
+
+
 @each_transformation
 def test_freeze(name):
   """Frozen parameters stay where they are, and take no memory if never shown."""

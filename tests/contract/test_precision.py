@@ -23,12 +23,16 @@ LABELS = INPUTS[:, :3].argmax(-1)
 NETWORK = {
   "full": {"kernel": (4, 4), "bias": (4,)},
   "shared": {"kernel": (4, 4), "bias": (4,)},
-  "low_rank": {"kernel": (4, 3), "bias": (3,)},
+  "other": {"kernel": (4, 3), "bias": (3,)},
   "norm": {"scale": (3,)},
 }
-PARTITION = mbf_optax.flax_partition(
-  rank=3, overrides=[("shared", "shared"), ("low_rank", "low_rank")]
-)
+OTHER = {"mbf": "low_rank", "mbf_adam": "two_sided"}
+
+
+def partition_of(name):
+  overrides = [("shared", "shared"), ("other", OTHER[name])]
+  return mbf_optax.flax_partition("full", rank=3, overrides=overrides)
+
 
 WRAPPERS = {
   "chain": lambda make, **_: optax.chain(optax.clip_by_global_norm(1.0), make()),
@@ -50,13 +54,6 @@ WRAPPERS = {
 }
 
 
-def mbf_states(state):
-  def is_mbf(node):
-    return isinstance(node, mbf_optax.MbfState)
-
-  return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_mbf) if is_mbf(leaf)]
-
-
 @each_name
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -71,10 +68,10 @@ def test_dtypes_are_kept_through_wrappers(name, wrapper, dtype):
     applied = jax.eval_shape(optax.apply_updates, params, updates)
     chex.assert_trees_all_equal_shapes_and_dtypes(applied, params)
     chex.assert_trees_all_equal_structs(new, state)
-    (ours,), (kept,) = mbf_states(state), mbf_states(new)
+    ours, kept = map(common.our_state, (state, new))
     chex.assert_trees_all_equal_shapes_and_dtypes(kept, ours)
     wide = {"float64" if dtype == "float64" else "float32"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.momentum)} == wide
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(common.moments(ours))} == wide
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.curvature)} == wide
 
 
@@ -107,7 +104,7 @@ def test_gradients_of_any_dtype_keep_the_state(name):
     for params, gradients in [("float64", "float32"), ("float32", "float64")]:
       params = common.random_tree(0, NETWORK, params)
       gradients = common.random_tree(1, NETWORK, gradients)
-      tx = common.make(name, partition=PARTITION, weight_decay=0.0)
+      tx = common.make(name, partition=partition_of(name), weight_decay=0.0)
       state = jax.eval_shape(tx.init, params)
       _, new = jax.eval_shape(tx.update, gradients, state, params)
       ours, kept = (optax.tree.get(s, "curvature") for s in (state, new))
@@ -117,7 +114,7 @@ def test_gradients_of_any_dtype_keep_the_state(name):
 def loss_fn(params, x):
   for name in ("full", "shared"):
     x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
-  x = x @ params["low_rank"]["kernel"] + params["low_rank"]["bias"]
+  x = x @ params["other"]["kernel"] + params["other"]["bias"]
   x = x * params["norm"]["scale"]
   logits = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
@@ -126,7 +123,7 @@ def loss_fn(params, x):
 @functools.cache
 def train(name, dtype, steps=12):
   """Losses, and whether each step was taken, with a loss scale in float16."""
-  tx = common.make(name, partition=PARTITION, learning_rate=0.02)
+  tx = common.make(name, partition=partition_of(name), learning_rate=0.02)
   scale = flax.training.dynamic_scale.DynamicScale(
     scale=2.0**20 if dtype == "float16" else 1.0, growth_interval=4
   )

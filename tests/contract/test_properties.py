@@ -1,6 +1,5 @@
-"""What holds for every tree, and the estimators against explicit matrices."""
+"""What holds for every tree and every partition of it."""
 
-import functools
 import math
 
 import chex
@@ -8,11 +7,11 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import strategies as st
-from mbf_optax.layers import check_cover, from_blocks, to_blocks
 
 import mbf_optax
+from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.layer import check_cover
 
 # Random trees.
 
@@ -24,7 +23,7 @@ LAYERS = [
   mbf_optax.Layer((0,), joins_bias=False),
   mbf_optax.Layer((-1,), "shared", joins_bias=False),
   mbf_optax.Layer((-2, -1), "low_rank", rank=2),
-  mbf_optax.Layer((1,), stack_axes=1, joins_bias=False),
+  mbf_optax.Layer((1,), stack_axes=(0,), joins_bias=False),
   mbf_optax.Layer((), "inverse"),
 ]
 
@@ -170,220 +169,3 @@ def test_updates_are_finite(tree, partition, seed):
     updates, state = jax.jit(tx.update)(gradients, tx.init(gradients))
   chex.assert_tree_all_finite((updates, state))
   chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradients)
-
-
-# Blocks of one element.
-
-
-@functools.cache
-def one_element_step():
-  partition = mbf_optax.flax_partition(overrides=[("kernel", "conv")])
-
-  @jax.jit
-  def step(gradients, state, hyper):
-    tx = mbf_optax.scale_by_mbf(
-      curvature_update_period=1, inverse_update_period=1, partition=partition, **hyper
-    )
-    return tx.update(gradients, state)
-
-  return mbf_optax.scale_by_mbf(partition=partition).init, step
-
-
-values = st.floats(-10, 10, width=32).map(lambda x: x if abs(x) > 1e-3 else 0.0)
-
-
-@hypothesis.settings(max_examples=25)
-@hypothesis.given(
-  st.lists(st.lists(values, min_size=6, max_size=6), min_size=1, max_size=5),
-  st.floats(0.05, 10),
-  st.floats(0, 0.95),
-  st.floats(0, 0.95),
-)
-def test_blocks_of_one_element_are_adam_without_its_root(rows, damping, mu, beta):
-  """``m / (G / c + lambda)``: kernels with one offset, and biases of convolutions."""
-  init, step = one_element_step()
-  hyper = {"damping": damping, "momentum": mu, "curvature_ema": beta}
-  hyper = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
-  state = init({"kernel": jnp.zeros((1, 1, 2, 2)), "bias": jnp.zeros(2)})
-  m = statistic = np.zeros(6)
-  for count, row in enumerate(np.asarray(rows)):
-    gradients = {
-      "kernel": jnp.asarray(row[:4].reshape(1, 1, 2, 2), jnp.float32),
-      "bias": jnp.asarray(row[4:], jnp.float32),
-    }
-    updates, state = step(gradients, state, hyper)
-    m = mu * m + row
-    statistic = beta * statistic + (1 - beta) * row**2
-    expected = m / (statistic / (1 - beta ** (count + 1)) + damping)
-    given = np.concatenate([np.ravel(updates["kernel"]), updates["bias"]])
-    np.testing.assert_allclose(given, expected, rtol=2e-4, atol=1e-4)
-
-
-# Explicit matrices.
-
-
-def network(params, images):
-  """A convolution and a dense layer, in float64 as in float32."""
-  hidden = jax.lax.conv_general_dilated(
-    images,
-    params["Conv_0"]["kernel"],
-    (1, 1),
-    "VALID",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  hidden = jnp.tanh(hidden + params["Conv_0"]["bias"].reshape(1, 1, 1, -1))
-  hidden = hidden.reshape(len(images), -1)
-  bias = params["Dense_1"]["bias"]
-  logits = jnp.matmul(hidden, params["Dense_1"]["kernel"]) + bias.reshape(1, -1)
-  return jax.nn.log_softmax(logits)
-
-
-def mini_blocks(numbers):
-  """The elements' numbers of every mini-block, written out from the paper."""
-  conv, dense = numbers["Conv_0"], numbers["Dense_1"]
-  for i in range(conv["kernel"].shape[2]):
-    for j in range(conv["kernel"].shape[3]):
-      yield [conv["kernel"][y, x, i, j] for y in range(2) for x in range(2)]
-  for j in range(len(conv["bias"])):
-    yield [conv["bias"][j]]
-  for j in range(len(dense["bias"])):
-    yield [*dense["kernel"][:, j], dense["bias"][j]]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_direction_is_that_of_the_dense_block_diagonal_fisher(dtype):
-  with jax.enable_x64(dtype == "float64"):
-    rng = np.random.default_rng(0)
-    shapes = {
-      "Conv_0": {"kernel": (2, 2, 2, 2), "bias": (2,)},
-      "Dense_1": {"kernel": (8, 3), "bias": (3,)},
-    }
-    params = jax.tree.map(
-      lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
-      shapes,
-      is_leaf=lambda node: isinstance(node, tuple),
-    )
-    leaves, structure = jax.tree.flatten(params)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    numbers = jax.tree.unflatten(
-      structure,
-      [
-        np.arange(end - leaf.size, end).reshape(leaf.shape)
-        for leaf, end in zip(leaves, ends, strict=True)
-      ],
-    )
-
-    @jax.jit
-    def gradient(params, images, labels):
-      def loss(params):
-        picked = jnp.take_along_axis(network(params, images), labels[:, None], 1)
-        return -jnp.mean(picked)
-
-      return jax.grad(loss)(params)
-
-    damping, mu, beta = 1e-2, 0.9, 0.8
-    tx = mbf_optax.scale_by_mbf(
-      damping=damping,
-      momentum=mu,
-      curvature_ema=beta,
-      curvature_update_period=1,
-      inverse_update_period=1,
-    )
-    state, update = tx.init(params), jax.jit(tx.update)
-    fisher, momentum = np.zeros((ends[-1], ends[-1])), np.zeros(ends[-1])
-    for step in range(4):
-      images = jnp.asarray(rng.normal(size=(5, 3, 3, 2)), dtype)
-      gradients = gradient(params, images, jnp.asarray(rng.integers(0, 3, 5)))
-      updates, state = update(gradients, state)
-      flat = np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients)])
-      flat = flat.astype(np.float64)
-      momentum = mu * momentum + flat
-      outer = np.zeros_like(fisher)
-      for block in mini_blocks(numbers):
-        outer[np.ix_(block, block)] = np.outer(flat[block], flat[block])
-      fisher = beta * fisher + (1 - beta) * outer
-      damped = fisher / (1 - beta ** (step + 1)) + damping * np.eye(len(flat))
-      expected = np.linalg.solve(damped, momentum)
-      given = np.concatenate([np.ravel(u) for u in jax.tree.leaves(updates)])
-      tolerance = 2e-4 if dtype == "float32" else 1e-11
-      np.testing.assert_allclose(
-        given, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
-      )
-
-
-# Low rank against full.
-
-INPUTS, NEURONS, RANK, BETA, DAMPING = 4, 2, 3, 0.7, 0.1
-LAST = 9
-
-
-@functools.cache
-def pair():
-  """The same layer with both estimators, in one compiled step."""
-  partition = mbf_optax.flax_partition(
-    dense="full", rank=RANK, overrides=[("low", "low_rank")]
-  )
-
-  def transformation(period):
-    return mbf_optax.scale_by_mbf(
-      damping=DAMPING,
-      momentum=0.0,
-      curvature_ema=BETA,
-      curvature_update_period=period,
-      inverse_update_period=period,
-      partition=partition,
-    )
-
-  @jax.jit
-  def step(gradient, state, period):
-    gradients = {"full": {"kernel": gradient}, "low": {"kernel": gradient}}
-    return transformation(period).update(gradients, state)
-
-  zeros = jnp.zeros((INPUTS, NEURONS))
-  init = transformation(1).init
-  return init({"full": {"kernel": zeros}, "low": {"kernel": zeros}}), step
-
-
-def implied_matrices(state, step):
-  """``P^(-1) - lambda I`` of each neuron; ``P`` by its action, statistics at rest."""
-  columns = []
-  for unit in np.eye(INPUTS):
-    vector = jnp.broadcast_to(jnp.asarray(unit)[:, None], (INPUTS, NEURONS))
-    updates, _ = step(vector, state, 10**6)
-    columns.append({name: np.asarray(updates[name]["kernel"]) for name in updates})
-  return {
-    name: [
-      np.linalg.inv(np.stack([column[name][:, j] for column in columns], axis=1))
-      - DAMPING * np.eye(INPUTS)
-      for j in range(NEURONS)
-    ]
-    for name in ("full", "low")
-  }
-
-
-def test_low_rank_is_full_up_to_the_tail():
-  """Exactly until the history is full; then within the weight of what was dropped.
-
-  The normalised weights of the dropped gradients sum to ``tail``, which low rank hands
-  out to those it keeps. The difference of the matrices is one positive semidefinite
-  matrix minus another, each a combination of outer products with weights that sum to
-  ``tail``: no eigenvalue exceeds ``tail`` times the largest squared norm.
-  """
-  with jax.enable_x64(True):
-    state, step = pair()
-    rng = np.random.default_rng(3)
-    gradients = rng.normal(size=(LAST, INPUTS, NEURONS))
-    distances = []
-    for count, gradient in enumerate(gradients, start=1):
-      updates, state = step(jnp.asarray(gradient), state, 1)
-      matrices = implied_matrices(state, step)
-      largest = np.max(np.sum(gradients[:count] ** 2, axis=1), axis=0)
-      tail = max(0, (BETA**RANK - BETA**count) / (1 - BETA**count))
-      for j in range(NEURONS):
-        difference = matrices["full"][j] - matrices["low"][j]
-        distance = np.linalg.norm(difference, 2)
-        assert distance <= tail * largest[j] + 1e-10
-        distances.append(distance)
-      if count <= RANK:
-        chex.assert_trees_all_close(updates["full"], updates["low"], rtol=1e-10)
-    assert distances[-1] > 1e-3  # the bound is not met by equality

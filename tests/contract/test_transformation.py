@@ -10,6 +10,8 @@ import optax
 import pytest
 from absl.testing import parameterized
 
+import mbf_optax
+from mbf_optax._linalg import triangles
 from tests.contract import common
 
 each_transformation = pytest.mark.parametrize("name", common.NAMES)
@@ -37,14 +39,28 @@ class VariantTest(chex.TestCase):
   @parameterized.parameters(common.NAMES)
   def test_state_of_init_is_zero_but_for_identities(self, name):
     state = self.variant(common.make(name).init)(common.PARAMS)
-    for momentum in optax.tree.get_all_with_path(state, "momentum"):
-      chex.assert_trees_all_equal(
-        momentum[1], jax.tree.map(jnp.zeros_like, common.PARAMS)
-      )
-    chex.assert_trees_all_equal(
-      [value for _, value in optax.tree.get_all_with_path(state, "weight")],
-      [jnp.zeros(())],
-    )
+    inner = common.our_state(state)
+    for moment in common.moments(inner):
+      chex.assert_trees_all_equal(moment, jax.tree.map(jnp.zeros_like, common.PARAMS))
+    assert inner.bias_correction == 0
+    for layer in inner.curvature.values():
+      sides = layer if isinstance(layer, mbf_optax.TwoSidedState) else (layer,)
+      for side in sides:
+        identity_before_the_first_gradient(side)
+
+
+def identity_before_the_first_gradient(layer):
+  """Of blocks of four elements, packed, or of a side of a matrix."""
+  if isinstance(layer, mbf_optax.BlockState):
+    inverse = layer.inverse
+    if inverse.shape == (10, 5):
+      identity = triangles.identity(4, (5,), jnp.float32)
+    else:
+      identity = jnp.eye(inverse.shape[-1])[None]
+    chex.assert_trees_all_equal(inverse, identity)
+  else:
+    assert isinstance(layer, mbf_optax.ElementwiseState)
+  chex.assert_trees_all_equal(layer[0], jnp.zeros_like(layer[0]))
 
 
 INPUTS = common.random_tree(8, (20, 4))
@@ -168,6 +184,8 @@ SCHEDULED = [
   ("mbf", "damping"),
   ("mbf_adam", "learning_rate"),
   ("mbf_adam", "damping"),
+  ("mbf_adam", "exponent"),
+  ("mbf_adam", "output_exponent"),
   ("scale_by_mbf", "damping"),
   ("graft", "damping"),
 ]
@@ -185,11 +203,12 @@ def test_schedule_is_its_values_one_by_one(name, hyperparameter):
   for count, (gradients, (updates, _)) in enumerate(
     zip(common.GRADIENTS, steps, strict=True)
   ):
-    changes = dict.fromkeys(("learning_rate", "damping"), jnp.asarray(0.1))
-    if name == "scale_by_mbf":
-      del changes["learning_rate"]
-    for other in changes:
-      changes[other] = jnp.asarray(common.HYPERPARAMETERS[name][other])
+    numbers = common.HYPERPARAMETERS[name]
+    changes = {
+      other: jnp.asarray(numbers[other])
+      for other in ("learning_rate", "damping", "exponent", "output_exponent")
+      if other in numbers
+    }
     changes[hyperparameter] = schedule(count)
     expected, state = common.traced(name)(gradients, state, common.PARAMS, changes)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
@@ -207,6 +226,14 @@ def test_vmap_over_hyperparameters_is_a_loop(name):
   }
   if name == "scale_by_mbf":
     del settings["learning_rate"]
+  if name == "mbf_adam":
+    settings |= {
+      "b2": [0.9, 0.99, 0.999],
+      "eps": [1e-8, 1e-4, 1e-2],
+      "eps_root": [0.0, 1e-4, 1e-2],
+      "exponent": [0.0, 0.5, 1.0],
+      "output_exponent": [1.0, 0.3, 0.0],
+    }
   settings = {key: jnp.asarray(values) for key, values in settings.items()}
 
   parameters = common.PARAMS["dense"]
@@ -235,7 +262,9 @@ def test_vmap_over_hyperparameters_is_a_loop(name):
 
 
 @pytest.mark.parametrize("name", ["mbf", "mbf_adam", "scale_by_mbf"])
-@pytest.mark.parametrize("argument", ["learning_rate", "damping"])
+@pytest.mark.parametrize(
+  "argument", ["learning_rate", "damping", "exponent", "output_exponent"]
+)
 def test_schedules_are_announced_as_live_annotations(name, argument):
   parameters = inspect.signature(common.FACTORIES[name]).parameters
   if argument in parameters:

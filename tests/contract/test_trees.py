@@ -54,6 +54,10 @@ def test_mixture(name):
         "scale": jnp.zeros((0,)),
       },
       "no_outputs": {"kernel": jnp.zeros((2, 0)), "bias": jnp.zeros((0,))},
+      "two_sided": {
+        "kernel": common.random_tree(seed, (3, 5)),
+        "bias": common.random_tree(seed, (5,)),
+      },
       "no_channels": {"kernel": jnp.zeros((3, 3, 0, 2)), "bias": jnp.zeros((2,))},
     }
 

@@ -5,7 +5,6 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -13,7 +12,7 @@ import mbf_optax
 from tests.contract import common
 
 each_transformation = pytest.mark.parametrize("name", common.NAMES)
-SMALL = {"a": {"kernel": (2, 2), "bias": (2,)}, "b": {"kernel": (2, 2), "bias": (2,)}}
+SMALL = {"a": {"kernel": (2, 5), "bias": (5,)}, "b": {"kernel": (2, 5), "bias": (5,)}}
 SMALL_PARAMS = common.random_tree(20, SMALL)
 SMALL_GRADIENTS = [common.random_tree(seed, SMALL) for seed in (21, 22, 23)]
 
@@ -36,8 +35,8 @@ def test_tree_map_params(name):
   )
 
   doubled = optax.tree_map_params(tx, lambda leaf: leaf + 1, state)
-  (_, momentum), *_ = optax.tree.get_all_with_path(doubled, "momentum")
-  chex.assert_trees_all_equal(momentum, jax.tree.map(jnp.ones_like, common.PARAMS))
+  for moment in common.moments(common.our_state(doubled)):
+    chex.assert_trees_all_equal(moment, jax.tree.map(jnp.ones_like, common.PARAMS))
   kept = optax.tree.get_all_with_path(state, "curvature")
   chex.assert_trees_all_equal(optax.tree.get_all_with_path(doubled, "curvature"), kept)
 
@@ -67,7 +66,7 @@ def test_tree_map_params_with_specifications(name):
     jax.tree.leaves(given), jax.tree.leaves(state), strict=True
   ):
     assert specification in ("replicated", f"like {leaf.shape}")
-  copies = {"mbf_adam": 3, "graft": 2}.get(name, 1)  # of the parameters in the state
+  copies = {"mbf_adam": 2, "graft": 2}.get(name, 1)  # of the parameters in the state
   leaves = jax.tree.leaves(specified)
   assert len(leaves) - leaves.count("replicated") == copies * len(
     jax.tree.leaves(common.PARAMS)
@@ -229,105 +228,10 @@ def test_apply_if_finite_recovers_the_exact_trajectory(name):
     chex.assert_trees_all_equal(state.inner_state, clean_state.inner_state)
 
 
-def mbf_states(state):
-  def is_mbf(node):
-    return isinstance(node, mbf_optax.MbfState)
-
-  return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_mbf) if is_mbf(leaf)]
-
-
-def others(state):
-  """The state with nothing in MBF's place."""
-
-  def is_mbf(node):
-    return isinstance(node, mbf_optax.MbfState)
-
-  return jax.tree.map(lambda n: None if is_mbf(n) else n, state, is_leaf=is_mbf)
-
-
-DIRECTION = functools.partial(common.make, "scale_by_mbf")
-
-
-@functools.cache
-def warm_by_hand():
-  tx = DIRECTION()
-  return mbf_optax.warm_start(tx, tx.init(SMALL_PARAMS), SMALL_PARAMS, SMALL_GRADIENTS)
-
-
-WARM = {
-  "chain": lambda: optax.chain(optax.scale(1.0), DIRECTION(), optax.trace(0.9)),
-  "mbf": lambda: common.make("mbf"),
-  "inject_hyperparams": lambda: optax.inject_hyperparams(mbf_optax.mbf)(
-    **common.HYPERPARAMETERS["mbf"]
-  ),
-  "partition": lambda: optax.partition({"all": DIRECTION()}, "all"),
-  "graft": lambda: common.make("graft"),
-}
-
-
-@pytest.mark.parametrize("wrapper", WARM)
-def test_warm_start_reaches_the_inside(wrapper):
-  tx = WARM[wrapper]()
-  state = tx.init(SMALL_PARAMS)
-  warm = mbf_optax.warm_start(tx, state, SMALL_PARAMS, SMALL_GRADIENTS)
-  chex.assert_trees_all_equal_shapes_and_dtypes(warm, state)
-  (inner,) = mbf_states(warm)
-  chex.assert_trees_all_close(inner, warm_by_hand(), rtol=1e-5, atol=1e-7)
-  chex.assert_trees_all_equal(others(warm), others(state))
-
-
-def test_warm_start_is_the_mean_of_the_outer_products():
-  warm = warm_by_hand()
-  neurons = [
-    jnp.concatenate([g["a"]["kernel"], g["a"]["bias"][None]]) for g in SMALL_GRADIENTS
-  ]
-  matrices = np.mean([jnp.einsum("ib,jb->bij", n, n) for n in neurons], axis=0)
-  rows, columns = np.triu_indices(3)
-  statistics = np.asarray(warm.curvature["a/kernel"].statistics)
-  np.testing.assert_allclose(statistics, matrices[:, rows, columns].T, rtol=1e-5)
-  inverses = np.linalg.inv(matrices + 0.3 * np.eye(3))
-  inverse = np.asarray(warm.curvature["a/kernel"].inverse)
-  np.testing.assert_allclose(
-    inverse, inverses[:, rows, columns].T, rtol=1e-4, atol=1e-5
-  )
-  assert warm.weight == 1
-  assert warm.count == 0
-
-
-def test_warm_start_of_mbf_adam_leaves_adam_alone():
-  tx = common.make("mbf_adam")
-  state = tx.init(SMALL_PARAMS)
-  for gradients in SMALL_GRADIENTS[:1]:  # so that Adam's state is not all zeros
-    _, state = jax.jit(tx.update)(gradients, state, SMALL_PARAMS)
-  warm = mbf_optax.warm_start(tx, state, SMALL_PARAMS, iter(SMALL_GRADIENTS))
-  chex.assert_trees_all_equal(others(warm), others(state))
-  (before,), (after,) = mbf_states(state), mbf_states(warm)
-  chex.assert_trees_all_equal(
-    (after.count, after.momentum), (before.count, before.momentum)
-  )
-  adam = warm[0].magnitude
-  assert adam.count == 1
-  chex.assert_trees_all_equal(adam, state[0].magnitude)
-  assert after.weight == 1
-  difference = jax.tree.map(jnp.subtract, after.curvature, before.curvature)
-  assert optax.tree.norm(difference) > 0
-
-
-def test_warm_start_through_masked():
-  tx = optax.masked(DIRECTION(), {"a": True, "b": False})
-  state = tx.init(SMALL_PARAMS)
-  warm = mbf_optax.warm_start(tx, state, SMALL_PARAMS, SMALL_GRADIENTS)
-  expected = warm_by_hand().curvature["a/kernel"]
-  chex.assert_trees_all_close(
-    warm.inner_state.curvature, {"a/kernel": expected}, rtol=1e-5, atol=1e-7
-  )
-
-
 def test_curvature_gradients_pass_through_wrappers():
   """A second gradient makes the statistics, also of the unmasked part alone."""
-  wrapped = optax.chain(
-    optax.masked(DIRECTION(damping=1.0), {"a": True, "b": False}), optax.scale(1.0)
-  )
+  tx = common.make("scale_by_mbf", damping=1.0)
+  wrapped = optax.chain(optax.masked(tx, {"a": True, "b": False}), optax.scale(1.0))
   second = jax.tree.map(jnp.zeros_like, SMALL_PARAMS)
   updates, _ = jax.jit(wrapped.update)(
     SMALL_GRADIENTS[0],

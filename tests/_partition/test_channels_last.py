@@ -93,12 +93,16 @@ def test_linen_layers():
   assert (depthwise.blocks, depthwise.block_size) == (1 * 8, 9)
 
 
-def test_contracting_projection_needs_no_help_but_its_name():
+def test_contracting_projection_of_an_unusual_name():
   """``(heads, size, out)`` with a bias ``(out,)`` looks like a 1-d convolution."""
   params = shapes_of(Everything(), (2, 8, 8, 3))
-  assert describe(read(params)["contracting/kernel"])[1] == (0,)
+  assert describe(read(params)["contracting/kernel"]) == ("auto", (1,), (0,), False)
   readings = read(params, overrides=[("contracting", "dense")])
   assert describe(readings["contracting/kernel"]) == ("auto", (0, 1), (), True)
+  readings = read(params, overrides=[("contracting", "conv")])
+  assert describe(readings["contracting/kernel"]) == ("full", (0,), (), False)
+  named = read({"DenseGeneral_0": params["contracting"]})
+  assert describe(named["DenseGeneral_0/kernel"]) == ("auto", (0, 1), (), True)
 
 
 class Block(nn.Module):
@@ -267,7 +271,7 @@ def test_a_layer_without_blocks_is_refused(shape):
     read(params, overrides=[("kernel", mbf_optax.Layer(block_axes=(0,)))])
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3,)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
 def test_convolutions_named_like_attention(kernel):
   class Attention(nn.Module):
     @nn.compact
@@ -293,10 +297,8 @@ def test_first_matching_override_wins():
   assert readings["kernel"].layer.estimator == "shared"
 
 
-@pytest.mark.parametrize(
-  "tree", [np.zeros(3), (np.zeros(2), [np.zeros((2, 2))]), {}, None]
-)
-def test_trees_without_names_are_elementwise(tree):
+@pytest.mark.parametrize("tree", [np.zeros(3), (np.zeros(2), [np.zeros(4)]), {}, None])
+def test_trees_without_matrices_are_elementwise(tree):
   readings = read(tree)
   assert len(readings) == len(jax.tree.leaves(tree))
   assert all(r.layer.estimator == "rms" for r in readings.values())
