@@ -52,5 +52,15 @@ def test_nothing_private_or_else_is_imported():
   names = {name for path in modules for name in imported(path)}
   others = {name for name in names if not name.startswith("mbf_optax.")}
   assert not [name for name in others if "._" in name]
-  packages = {name.split(".")[0] for name in others}
+  packages = {name.split(".")[0] for name in others} - {"jaxtyping"}
   assert packages - set(sys.stdlib_module_names) == {"jax", "numpy", "optax"}
+
+
+def test_one_module_names_jaxtyping():
+  """It does without where nobody else has imported it; see ``_tree/test_shapes.py``."""
+  naming = [p.name for p in MODULES if "jaxtyping" in map(top, imported(p))]
+  assert naming == ["shapes.py"]
+
+
+def top(name):
+  return name.partition(".")[0]

@@ -2,9 +2,8 @@
 
 An estimator belongs to one layer. It works on block vectors ``(n, *batch)``, the batch
 being ``(*stack, *counted)``, and on its own state, a named tuple of arrays. Making
-matrices and taking back what was computed of them are two calls, so that matrices of
-equal order from all layers go through one batch between them
-(:mod:`mbf_optax._linalg.batches`).
+matrices and taking back their inverses are two calls. Between them, matrices of equal
+order from all layers are inverted in one batch (:mod:`mbf_optax._linalg.batches`).
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ class Spectrum(NamedTuple):
 
   Attributes:
     mean_diagonal: of every matrix, bias correction not yet applied.
-    order: number of rows that are no padding, of the rank of ``batch``.
+    order: number of rows without padding, of the rank of ``batch``.
     sharers: number of gradient vectors that one step adds to a matrix.
     stack_axes: which axes of ``batch`` stack independent layers.
     is_corrected: whether the bias correction is in the statistics already.
@@ -51,7 +50,7 @@ Regularizer = Callable[
 def unregularized(
   spectrum: Spectrum,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """Statistics as they are: for layers whose matrices are made elsewhere."""
+  """Leaves statistics as they are."""
   ones = jnp.ones_like(spectrum.mean_diagonal)
   return ones, jnp.zeros_like(ones)
 
@@ -113,7 +112,7 @@ class Estimator(Protocol):
     """Positive definite matrices, one entry a side."""
 
   def inverses(self, state: Any) -> list[Float[Array, "..."]]:
-    """What was last made of the matrices, one entry a side."""
+    """The inverses (or powers) in use, one entry a side."""
 
   def with_inverses(self, state: Any, results: list[Results]) -> Any:
     """State with the inverses (or powers) that were computed of its matrices."""
@@ -127,10 +126,10 @@ class Estimator(Protocol):
     """
 
   def norms(self, vectors: Inexact[Array, "n *batch"]) -> Float[Array, "#n *#batch"]:
-    """Norm of what moves as one."""
+    """Norms of the parts that get one length each."""
 
   def condition(self, state: Any, correction: Float[Array, ""]) -> Float[Array, "..."]:
-    """Estimated condition number of every regularized matrix, of its inverse."""
+    """Estimated condition number of every regularized matrix, from its inverse."""
 
   def spread(self, state: Any) -> Float[Array, "..."]:
     """Largest over smallest diagonal element of every kept inverse or power."""

@@ -32,7 +32,7 @@ class BlockState(NamedTuple):
     statistics: moving average of ``g g^T``, float32 or wider: packed triangles ``(t,
       *batch)`` for small blocks, ``(*batch, n, n)`` for larger ones, ``(*stack, parts,
       n, n)`` for matrices that blocks share.
-    inverse: what preconditions, in the same shape: the inverse of the damped statistics
+    inverse: the preconditioner, in the same shape: the inverse of the damped statistics
       under ``mbf``, a power of it under ``mbf_adam``.
   """
 

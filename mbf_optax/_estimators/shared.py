@@ -72,7 +72,7 @@ class Parts:
     return -(-self.n // 8) * 8
 
   def orders(self, stack_ndim: int) -> Int[np.ndarray, "*ones parts"]:
-    """Rows of every part that are no padding."""
+    """Rows of every part without padding."""
     rows = np.full(self.count, self.rows)
     rows[-1] = self.n - (self.count - 1) * self.rows
     return rows.reshape(*[1] * stack_ndim, self.count)
@@ -119,8 +119,8 @@ class Parts:
     """``P V`` for columns ``V``."""
     return self.join(products.apply(state.inverse, self.split(columns)))
 
-  def inverse_diagonals(self, state: BlockState) -> jax.Array:
-    """Diagonals ``(kept, *stack, parts)`` of inverses, the first row's for padding."""
+  def inverse_diagonals(self, state: BlockState) -> Float[Array, "kept *stack parts"]:
+    """Diagonals of inverses, the first row's for padding."""
     found = diagonals(state.inverse)
     rows = np.arange(self.kept).reshape(-1, *[1] * (found.ndim - 1))
     is_real = rows < self.orders(found.ndim - 2)[None]
@@ -184,7 +184,7 @@ class SharedBlocks(ColumnBlocks):
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
   def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
-    """By neuron and part: each part was scaled by a matrix of its own."""
+    """By neuron and part, since every part has a matrix of its own."""
     parts = self.parts
     split = parts.split(self.columns(vectors))
     lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)
@@ -197,7 +197,7 @@ class SharedBlocks(ColumnBlocks):
     return condition_number(statistics, self.parts.inverse_diagonals(state))
 
   def spread(self, state: BlockState) -> Float[Array, "*stack parts"]:
-    return spread_of(diagonals(state.inverse))
+    return spread_of(self.parts.inverse_diagonals(state))
 
   def shardings(self, state: BlockState, sharding: NamedSharding) -> Any:
     del state

@@ -109,8 +109,9 @@ class TwoSidedBlocks(ColumnBlocks):
     return condition_number(statistics, self.parts.inverse_diagonals(state.inputs))
 
   def spread(self, state: TwoSidedState) -> Float[Array, ""]:
-    inputs = jnp.max(spread_of(diagonals(state.inputs.inverse)))
-    return jnp.maximum(inputs, jnp.max(spread_of(diagonals(state.outputs.inverse))))
+    inputs = spread_of(self.parts.inverse_diagonals(state.inputs))
+    outputs = spread_of(self.output_parts.inverse_diagonals(state.outputs))
+    return jnp.maximum(jnp.max(inputs), jnp.max(outputs))
 
   def shardings(self, state: TwoSidedState, sharding: NamedSharding) -> Any:
     del state

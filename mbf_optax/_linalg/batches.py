@@ -36,7 +36,7 @@ class Matrices(NamedTuple):
     is_packed: whether they are packed triangles.
     scale: of the rank of ``batch``.
     shift: likewise; a lower bound of the eigenvalues.
-    order: number of rows that are no padding.
+    order: number of rows without padding.
     as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
   """
 
@@ -342,7 +342,7 @@ def _invert_matrices(
 
 
 def _split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
-  """A part's batch cut into its layers', which is the whole where there is one."""
+  """A part's batch, cut into those of its layers."""
   if len(sizes) == 1:
     return [joined]
   return jax.lax.platform_dependent(
