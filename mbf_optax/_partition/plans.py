@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mbf_optax._partition.bounds import FULL_BLOCK
-from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, bias_order
+from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, Why, bias_order
 from mbf_optax._partition.overrides import ESTIMATORS, Choices
 from mbf_optax._partition.uses import Addition, Record, Recorder, Use
 from mbf_optax._tree.paths import Leaves
@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     bias: what joins its blocks, where the tree has it.
     reason: why an array of several axes is read element by element although its use
       does not say so, or ``""``.
+    asked: whether an override says so.
   """
 
   path: str
@@ -32,6 +33,14 @@ class Plan(NamedTuple):
   layer: Layer
   bias: Bias | None = None
   reason: str = ""
+  asked: bool = False
+
+  @property
+  def why(self) -> Why:
+    """Who says how it is read."""
+    if self.asked:
+      return "asked"
+    return "unknown" if self.reason else "recognised"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +82,9 @@ class Planner:
       ValueError: for an override that its array does not allow.
     """
     leaf, addition = self.leaves[path], self.additions.get(path)
-    plan = Plan(path, tuple(leaf.shape), Layer(estimator="rms"))
     asked = self.choices.asked(path, None if addition is None else addition.weight)
+    shape, elementwise = tuple(leaf.shape), Layer(estimator="rms")
+    plan = Plan(path, shape, elementwise, asked=asked is not None)
     if isinstance(asked, Layer):
       if _is_complex(leaf) and not asked.elementwise:
         raise ValueError(

@@ -33,5 +33,6 @@ def readings(partition: Partition, params: Any) -> Sequence[Reading]:
       )
   found = partition(params)
   check_cover(found, leaves)
-  warn_if_mostly_elementwise(found, params, PRESETS)
+  reasons = dict(getattr(partition, "unread", ()))
+  warn_if_mostly_elementwise(found, params, PRESETS, reasons)
   return found

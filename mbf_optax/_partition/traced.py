@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mbf_optax._partition.layer import Partition, Reading, Why, read
+from mbf_optax._partition.layer import Partition, Reading, read
 from mbf_optax._partition.overrides import Choices, Dense, Override
 from mbf_optax._partition.plans import Plan, Planner
 from mbf_optax._partition.uses import Recorder
@@ -64,8 +64,7 @@ class TracedPartition:
       layer, bias = plan.layer, plan.bias
       if bias is not None and bias.path not in shapes:
         layer, bias = dataclasses.replace(layer, joins_bias=False), None
-      why: Why = "unknown" if plan.reason else "recognised"
-      reading = read(path, shape, layer, bias)._replace(why=why)
+      reading = read(path, shape, layer, bias)._replace(why=plan.why)
       readings.append(reading)
       joined.add(reading.bias_path)
     return tuple(reading for reading in readings if reading.path not in joined)

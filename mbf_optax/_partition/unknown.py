@@ -20,6 +20,7 @@ def warn_if_mostly_elementwise(
   readings: Sequence[Reading],
   params: Any,
   presets: Mapping[str, Callable[[], Partition]],
+  reasons: Mapping[str, str],
 ) -> None:
   """Warns where most elements are read one by one for want of knowledge.
 
@@ -31,6 +32,7 @@ def warn_if_mostly_elementwise(
     readings: of ``params``.
     params: the parameter tree, whose presets are tried.
     presets: partitions to recommend, by name.
+    reasons: by path, where the partition has traced how the arrays are used.
   """
   shaped = [reading for reading in readings if len(reading.shape) > 1]
   unknown = [reading for reading in shaped if reading.why == "unknown"]
@@ -42,16 +44,27 @@ def warn_if_mostly_elementwise(
   _warned[key] = None
   while len(_warned) > _KEPT:
     _warned.popitem(last=False)
-  paths = ", ".join(repr(reading.path) for reading in unknown[:3])
   share = _elements(unknown) / _elements(shaped)
+  named = [_named(reading, reasons) for reading in unknown[:3]]
+  names = f"{', '.join(named)}{' and others' if len(unknown) > 3 else ''}"
   warnings.warn(
     f"mbf_optax: {share:.0%} of the elements of arrays of two or more axes are trained"
-    f" one by one, as by Adam, since their names and shapes do not say what they are:"
-    f" {paths}{' and others' if len(unknown) > 3 else ''}. Give the optimizer"
-    f" {_remedy(unknown, params, presets)}.",
+    " one by one, as by Adam, since their"
+    f" {'uses' if reasons else 'names and shapes'} do not say what they are: {names}."
+    f" {_said(reasons) or f'Give the optimizer {_remedy(unknown, params, presets)}'}.",
     MostlyElementwise,
     stacklevel=2,
   )
+
+
+def _named(reading: Reading, reasons: Mapping[str, str]) -> str:
+  reason = reasons.get(reading.path)
+  return repr(reading.path) + (f" ({reason})" if reason else "")
+
+
+def _said(reasons: Mapping[str, str]) -> str:
+  """What to do about arrays whose uses were traced."""
+  return "Say what they are in traced_partition's overrides" if reasons else ""
 
 
 def _remedy(

@@ -475,6 +475,17 @@ def test_a_tied_embedding_is_named():
   assert "dot_general" in reason[1]
 
 
+def test_positions_of_a_single_sequence():
+  """Added one to one to an input, and no weight of the layer that follows."""
+
+  def model(p, x):
+    return jnp.tanh((x + p["position"]) @ p["w"])
+
+  params = {"position": array(3, 4), "w": array(4, 6)}
+  assert read(mean(model), params, X) == {"position": RMS, "w": dense((0,))}
+  assert unread(mean(model), params, X) == {}
+
+
 def test_a_one_hot_embedding():
   def model(p, tokens):
     return jax.nn.one_hot(tokens, 11) @ p["table"]

@@ -153,7 +153,7 @@ BAD_ARGUMENTS = {
   "'nowhere' matches no leaf; the paths are conv/bias": {
     "overrides": [("nowhere", "rms")]
   },
-  "give a list of pairs": {"overrides": {"conv": "rms"}},
+  r"an override is 'conv'; give pairs": {"overrides": ["conv"]},
   r"reads 'dense/kernel', of shape \(6, 8\), as 'conv'": {
     "overrides": [("dense", "conv")]
   },
@@ -243,6 +243,20 @@ def test_the_preset_reads_the_same():
   ours, theirs = trace()(PARAMS), mbf_optax.flax_partition()(PARAMS)
   named = [reading for reading in theirs if reading.path != "table"]
   assert [reading for reading in ours if reading.path != "table"] == named
+
+
+def test_the_warning_of_init_gives_the_reason():
+  """And says what to do; where most is read as it is used there is none."""
+
+  def tied(p, x):
+    return jnp.mean((jnp.tanh(x @ p["tied"]) @ p["tied"].T @ p["w"]) ** 2)
+
+  params = {"tied": array(8, 6), "w": array(8, 4)}
+  partition = mbf_optax.traced_partition(tied, params, array(3, 8))
+  tx = mbf_optax.scale_by_mbf_adam(partition=partition)
+  message = r"their uses.*'tied' \(it is used in two ways.*traced_partition's overrides"
+  with pytest.warns(UserWarning, match=message):
+    jax.eval_shape(tx.init, params)
 
 
 # A model of seven billion parameters, never allocated.
