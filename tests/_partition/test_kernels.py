@@ -109,3 +109,13 @@ def test_stacks_inside_stacks():
   layer = {"kernel": array(4, 3, 8, 16), "bias": array(4, 3, 16)}
   tree = {"members": {"ln": {"scale": array(4, 3, 8)}, "Dense_0": layer}}
   assert axes(read(tree)["members/Dense_0/kernel"]) == ((2,), (0, 1), True)
+
+
+def test_a_stack_on_the_second_axis_whose_first_axis_is_common_too():
+  """Only there do weight and bias fit without it."""
+  norm = {"scale": array(64, 6), "bias": array(64, 6)}
+  dense = {"kernel": array(64, 6, 64), "bias": array(64, 6)}
+  tree = {"layers": {"LayerNorm_0": norm, "Dense_0": dense}}
+  reading = read(tree)["layers/Dense_0/kernel"]
+  assert axes(reading) == ((0,), (1,), True)
+  assert reading.bias_axes == (2, 1)
