@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from mbf_optax._tree.paths import Leaves
 
 Estimator = Literal["auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"]
+_ESTIMATORS = get_args(Estimator)
 ELEMENTWISE = ("rms", "inverse")
 
 
@@ -60,10 +61,10 @@ class Layer:
   block_limit: int = 128
 
   def __post_init__(self) -> None:
-    if self.estimator not in get_args(Estimator):
+    if self.estimator not in _ESTIMATORS:
       raise ValueError(
         f"mbf_optax.Layer: unknown estimator {self.estimator!r}; use one of"
-        f" {', '.join(map(repr, get_args(Estimator)))}."
+        f" {', '.join(map(repr, _ESTIMATORS))}."
       )
     for name in ("block_axes", "stack_axes"):
       if isinstance(getattr(self, name), int):

@@ -26,6 +26,7 @@ from mbf_optax._tree import paths
 
 _ESTIMATORS: dict[str | None, Estimator] = {name: name for name in ESTIMATORS}
 _KINDS: dict[str | None, Kind] = {"conv": "conv", "dense": "dense"}
+_RMS = Layer(estimator="rms")
 _KEPT = 16  # trees whose readings a partition remembers
 
 
@@ -109,11 +110,11 @@ class NamedPartition:
     convention = self._convention_of(path, params)
     why: Why = "recognised" if asked is None else "asked"
     if asked == "rms" or (asked is None and convention.excludes(path, params)):
-      return _Found(Layer(estimator="rms"), why=why)
+      return _Found(_RMS, why=why)
     if asked is None and not convention.reads(path, params):
       known = params[path].ndim < 2 or says_elementwise(path)
       why = "recognised" if known or _is_complex(params[path]) else "unknown"
-      return _Found(Layer(estimator="rms"), why=why)
+      return _Found(_RMS, why=why)
     return self._weight_layer(path, params, asked, convention)
 
   def _weight_of(self, path: str, params: Parameters) -> str | None:
@@ -142,7 +143,7 @@ class NamedPartition:
   ) -> _Found:
     leaf, kind = params[path], _KINDS.get(asked)
     if _is_complex(leaf) or leaf.size == 0:
-      return _Found(Layer(estimator="rms"))
+      return _Found(_RMS)
     geometry = Geometry((), (), (), ())
     if leaf.ndim >= 2:
       geometry = convention.geometry(path, params, kind)
@@ -185,7 +186,7 @@ class NamedPartition:
         f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
         ' output axes; read it as "rms" or give a Layer.'
       )
-    return Layer(estimator="rms")
+    return _RMS
 
   def _free_bias(
     self, path: str, params: Parameters, convention: Convention
@@ -201,7 +202,7 @@ def _bias_layer(weight: _Found, leaf: Any) -> Layer:
   """Of a bias beside a weight; without effect where the weight's blocks hold it."""
   layer, bias, _ = weight
   if layer.elementwise or _is_complex(leaf):
-    return Layer(estimator="rms")
+    return _RMS
   axes = range(leaf.ndim) if bias is None or bias.axes is None else bias.axes
   stack = [at for at, axis in enumerate(axes[: leaf.ndim]) if axis in layer.stack_axes]
   return Layer(estimator="inverse", stack_axes=tuple(stack))

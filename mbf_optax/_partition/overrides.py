@@ -119,11 +119,11 @@ class Choices:
 
     A wider limit than the default is taken as it is.
     """
-    layer = dataclasses.replace(
-      layer,
-      rank=self.rank,
-      full_limit=self.full_limit,
-      block_limit=self.block_limit,
-    )
+    asked = self.rank, self.full_limit, self.block_limit
+    if asked != (layer.rank, layer.full_limit, layer.block_limit):
+      rank, full_limit, block_limit = asked
+      layer = dataclasses.replace(
+        layer, rank=rank, full_limit=full_limit, block_limit=block_limit
+      )
     is_asked = self.block_limit > Layer.block_limit
     return layer if is_asked else within_bounds(layer, shape)
