@@ -148,10 +148,9 @@ def scale_by_mbf_adam(
     what each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
 
   Raises:
-    ValueError: here for a hyperparameter out of its range; in ``init`` for parameters
-      that cannot be trained or a partition that does not fit them; in ``update`` for
-      gradients that differ from the parameters in structure or shape, and for a state
-      of another partition, see :func:`check_state`.
+    ValueError: for a hyperparameter out of its range; in ``init`` for parameters that
+      cannot be trained or a partition that does not fit them; in ``update`` for
+      gradients or a state that do not fit the parameters, see :func:`check_state`.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax
@@ -316,7 +315,7 @@ class _Method:
   def _foretold(
     self, layers: Layers, g: optax.Updates, state: MbfAdamState
   ) -> dict[str, Float[Array, "..."]]:
-    """Averages of the foretold share by layer, this gradient's included."""
+    """Averages of the foretold share by layer, with this gradient's."""
     leaves, k = paths.flatten(g), state.adam.count
     before = moments.corrected(state.adam.mu, self.b1, jnp.maximum(k, 1))
     before = paths.flatten(before)

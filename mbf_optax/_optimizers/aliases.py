@@ -112,7 +112,8 @@ def mbf_adam(
   positional arguments included, and Adam's learning rate. Every mini-block moves as far
   as Adam would move it, in a direction that knows how the weights of a neuron or a
   kernel vary together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of
-  convolutions and layers of fewer than five outputs move exactly as under Adam.
+  convolutions and dense layers of fewer than five outputs, or of more than 32 inputs
+  for each, move exactly as under Adam.
 
   Args:
     learning_rate: as for Adam, a number or a schedule.

@@ -1,14 +1,20 @@
 """Plain jax models: the block axes written down here are the ones that are traced."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
-import mbf_optax
-from tests._partition.traced import RMS, alone, array, dense, kernel, read, unread
+from tests._partition.traced import (
+  RMS,
+  alone,
+  array,
+  convolution,
+  dense,
+  kernel,
+  mean,
+  read,
+)
 
 pytestmark = pytest.mark.promotes  # models are written as users write them
 
@@ -19,11 +25,6 @@ def layers(params, x):
   for w, b in params:
     x = jax.nn.relu(x @ w + b)
   return x
-
-
-def mean(model):
-  """A loss over what the model returns."""
-  return lambda params, *args: jnp.mean(model(params, *args) ** 2)
 
 
 def test_a_list_of_weights_and_biases():
@@ -361,184 +362,3 @@ def test_adapted_weights():
   params = [(array(4, 8), array(8)), (array(8, 2), array(2))]
   traced = read(loss, params, X)
   assert (traced["0/0"][:3], traced["1/0"][:3]) == (dense((0,)), dense((0,)))
-
-
-# Convolutions: (*spatial, in, out) unless said.
-
-NUMBERS = ("NHWC", "HWIO", "NHWC")
-IMAGES = array(2, 16, 16, 4)
-
-
-def convolution(p, x, strides=(1, 1), **arguments):
-  y = lax.conv_general_dilated(
-    x, p["k"], strides, "SAME", dimension_numbers=NUMBERS, **arguments
-  )
-  return y + p["b"]
-
-
-CONVOLUTIONS = {  # the kernel's shape, arguments, and the reading
-  "plain": ((3, 3, 4, 6), {}, kernel((0, 1))),
-  "strided": ((3, 3, 4, 6), {"strides": (2, 2)}, kernel((0, 1))),
-  "dilated": ((3, 3, 4, 6), {"rhs_dilation": (2, 2)}, kernel((0, 1))),
-  "grouped": ((3, 3, 2, 6), {"feature_group_count": 2}, kernel((0, 1))),
-  "depthwise": ((3, 3, 1, 8), {"feature_group_count": 4}, kernel((0, 1))),
-  "along one axis": ((1, 3, 4, 6), {}, kernel((0, 1))),
-  "six by six": ((6, 6, 4, 6), {}, kernel((0, 1))),
-  "seven by seven": ((7, 7, 4, 6), {}, kernel((0, 1), estimator="shared")),
-  "pointwise": ((1, 1, 4, 6), {}, dense((0, 1, 2), bias="b", axes=(3,))),
-  "patches": (
-    (4, 4, 4, 6),
-    {"strides": (4, 4)},
-    dense((0, 1, 2), bias="b", axes=(3,)),
-  ),
-  "many offsets": ((15, 14, 4, 6), {}, dense((0, 1, 2), bias="b", axes=(3,))),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions(name):
-  shape, arguments, expected = CONVOLUTIONS[name]
-  model = functools.partial(convolution, **arguments)
-  readings = read(mean(model), {"k": array(*shape), "b": array(shape[-1])}, IMAGES)
-  assert readings.pop("k") == expected
-  assert readings == ({"b": alone()} if len(expected) == 3 else {})
-
-
-@pytest.mark.parametrize("transposed", [True, False])
-def test_transposed_convolutions(transposed):
-  """Kernels overlap, or every offset of an output patch has neurons of its own."""
-
-  def model(p, x):
-    x = lax.conv_transpose(
-      *(x, p["k"], (2, 2), "SAME"),
-      dimension_numbers=NUMBERS,
-      transpose_kernel=transposed,
-    )
-    return lax.conv_transpose(x, p["up"], (2, 2), "SAME", dimension_numbers=NUMBERS)
-
-  overlapping = array(4, 4, 6, 4) if transposed else array(4, 4, 4, 6)
-  params = {"k": overlapping, "up": array(2, 2, 6, 5)}
-  assert read(mean(model), params, IMAGES) == {"k": kernel((0, 1)), "up": dense((2,))}
-
-
-def test_channels_first_and_one_dimension():
-  def model(p, x):
-    y = lax.conv(x, p["k"], (1, 1), "SAME") + p["b"]
-    y = y.reshape(*y.shape[:2], -1)
-    return lax.conv_general_dilated(y, p["line"], (1,), "VALID")
-
-  params = {"k": array(6, 4, 3, 3), "b": array(6, 1, 1), "line": array(5, 6, 9)}
-  assert read(mean(model), params, array(2, 4, 8, 8)) == {
-    "b": alone(),
-    "k": kernel((2, 3)),
-    "line": kernel((2,)),
-  }
-
-
-def test_an_ensemble_of_convolutions():
-  model = jax.vmap(functools.partial(convolution))
-  params = {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)}
-  assert read(mean(model), params, array(5, 2, 8, 8, 4)) == {
-    "k": kernel((1, 2), (0,)),
-    "b": alone((0,)),
-  }
-
-
-def test_a_convolution_for_each_example():
-  def model(p, x):
-    return jax.vmap(lambda x: convolution(p, x[None])[0])(x)
-
-  params = {"k": array(3, 3, 4, 6), "b": array(6)}
-  assert read(mean(model), params, IMAGES) == {"k": kernel((0, 1)), "b": alone()}
-
-
-# What is read element by element.
-
-
-def test_a_tied_embedding_is_named():
-  def model(p, tokens):
-    x = jnp.take(p["table"], tokens, axis=0) + p["position"]
-    x = jnp.tanh(x @ p["w"])
-    return x @ p["table"].T
-
-  params = {"table": array(11, 4), "position": array(5, 4), "w": array(4, 4)}
-  tokens = array(2, 5, dtype=jnp.int32)
-  assert read(mean(model), params, tokens) == {
-    "table": RMS,
-    "position": RMS,
-    "w": dense((0,)),
-  }
-  (reason,) = unread(mean(model), params, tokens).items()
-  assert reason[0] == "table"
-  assert "two ways" in reason[1]
-  assert "gather" in reason[1]
-  assert "dot_general" in reason[1]
-
-
-def test_positions_of_a_single_sequence():
-  """Added one to one to an input, and no weight of the layer that follows."""
-
-  def model(p, x):
-    return jnp.tanh((x + p["position"]) @ p["w"])
-
-  params = {"position": array(3, 4), "w": array(4, 6)}
-  assert read(mean(model), params, X) == {"position": RMS, "w": dense((0,))}
-  assert unread(mean(model), params, X) == {}
-
-
-def test_a_one_hot_embedding():
-  def model(p, tokens):
-    return jax.nn.one_hot(tokens, 11) @ p["table"]
-
-  tokens = array(2, 5, dtype=jnp.int32)
-  assert read(mean(model), {"table": array(11, 4)}, tokens) == {"table": RMS}
-  assert unread(mean(model), {"table": array(11, 4)}, tokens) == {}
-
-
-def test_weights_tied_in_one_way_and_in_two():
-  def one(p, x):
-    return jnp.tanh(x @ p) @ p
-
-  assert read(mean(one), array(4, 4), X) == {"": dense((0,))}
-
-  def two(p, x):
-    return jnp.tanh(x @ p) @ p.T
-
-  assert read(mean(two), array(4, 4), X) == {"": RMS}
-  assert "two ways" in unread(mean(two), array(4, 4), X)[""]
-
-
-def test_what_is_used_in_no_known_way_is_named():
-  def model(p, x):
-    return x @ jnp.fft.rfft(p["spectrum"]).real + x @ lax.stop_gradient(p["stopped"])
-
-  params = {"spectrum": array(4, 4), "stopped": array(4, 3), "unused": array(2, 3)}
-  assert set(read(mean(model), params, X).values()) == {RMS}
-  reasons = unread(mean(model), params, X)
-  assert "fft" in reasons["spectrum"]
-  assert reasons["unused"] == reasons["stopped"] == "the loss does not use it"
-
-
-def test_an_axis_with_two_roles_is_named():
-  """Block-diagonal weights whose blocks lie one after another."""
-
-  def model(p, x):
-    return jnp.einsum("bgi,gio->bgo", x.reshape(3, 2, 2), p.reshape(2, 2, 5))
-
-  assert read(mean(model), array(4, 5), X) == {"": RMS}
-  assert "two roles" in unread(mean(model), array(4, 5), X)[""]
-
-
-def test_vectors_complex_and_empty_arrays():
-  def model(p, x):
-    y = x @ p["vector"] + (x.astype(jnp.complex64) @ p["complex"]).real.sum(1)
-    return y + p["scalar"] + (x @ p["empty"]).sum(1)
-
-  params = {
-    "vector": array(4),
-    "complex": array(4, 3, dtype=jnp.complex64),
-    "scalar": array(),
-    "empty": array(4, 0),
-  }
-  assert read(mean(model), params, X) == dict.fromkeys(sorted(params), RMS)
-  assert mbf_optax.traced_partition(mean(model), params, X).unread == ()

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import mbf_optax
 
@@ -45,3 +46,18 @@ def kernel(block, stack=(), estimator="full"):
 def alone(stack=()):
   """A bias beside a convolution."""
   return ((), stack, "inverse")
+
+
+def mean(model):
+  """A loss over what the model returns."""
+  return lambda params, *args: jnp.mean(model(params, *args) ** 2)
+
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolution(p, x, strides=(1, 1), **arguments):
+  y = lax.conv_general_dilated(
+    x, p["k"], strides, "SAME", dimension_numbers=NUMBERS, **arguments
+  )
+  return y + p["b"]
