@@ -101,6 +101,18 @@ def test_concatenated_weights():
   }
 
 
+def test_concatenated_biases_belong_to_the_weights_at_their_places():
+  def model(p, x):
+    w = jnp.concatenate([p["q"], p["k"]], axis=1)
+    return x @ w + jnp.concatenate([p["first"], p["second"]])
+
+  params = {"q": array(4, 5), "k": array(4, 5), "first": array(5), "second": array(5)}
+  assert read(mean(model), params, X) == {
+    "q": dense((0,), bias="first", axes=(1,)),
+    "k": dense((0,), bias="second", axes=(1,)),
+  }
+
+
 LORA = {"a": array(4, 2), "b": array(2, 6)}
 
 
@@ -258,6 +270,14 @@ def test_an_ensemble_of_deep_networks(shared):
   }
 
 
+def test_kernels_on_the_same_images_count_as_one_layer():
+  """Nothing after them says that they are several."""
+  model = jax.vmap(convolution, in_axes=(0, None))
+  params = {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)}
+  readings = read(mean(model), params, array(2, 8, 8, 4))
+  assert readings == {"k": kernel((1, 2)), "b": alone()}
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_ensemble_of_deep_convolutions(shared):
   def network(p, x):
@@ -325,6 +345,26 @@ def test_gradients_inside_the_loss():
     "0/0": dense((0,), bias="0/1", axes=(1,)),
     "1/0": dense((0,), bias="1/1", axes=(1,)),
   }
+
+
+def test_gradients_of_compiled_functions_inside_the_loss():
+  """Equations inside a call that is reversed as a whole say nothing either."""
+
+  def loss(p, x):
+    u = jax.jit(lambda x: jnp.tanh(jax.jit(jnp.dot)(x, p["w"])).sum())
+    return jnp.mean(jax.grad(u)(x) ** 2)
+
+  assert read(loss, {"w": array(4, 8)}, X) == {"w": dense((0,))}
+
+
+def test_products_of_weights_alone_say_nothing_beside_others():
+  """As in a penalty that keeps a weight orthogonal."""
+
+  def loss(p, x):
+    penalty = jnp.sum((p @ p.T - jnp.eye(4)) ** 2)
+    return jnp.mean((x @ p) ** 2) + penalty
+
+  assert read(loss, array(4, 6), X) == {"": dense((0,))}
 
 
 def test_normalised_masked_and_noisy_weights():
@@ -484,6 +524,32 @@ def test_positions_of_a_single_sequence():
   params = {"position": array(3, 4), "w": array(4, 6)}
   assert read(mean(model), params, X) == {"position": RMS, "w": dense((0,))}
   assert unread(mean(model), params, X) == {}
+
+
+def test_the_scale_of_every_head():
+  """Repeated over the rest, and no weight of the product that follows."""
+
+  def model(p, x):
+    q = x * p["scale"]
+    return jnp.einsum("bthk,bshk->bhts", q, x)
+
+  assert read(mean(model), {"scale": array(2, 3)}, array(2, 5, 2, 3)) == {"scale": RMS}
+
+
+def test_a_learned_start_of_a_loop():
+  """It is the state of the first step alone."""
+
+  def model(p, x):
+    start = jnp.broadcast_to(p["start"], (3, 4))
+
+    def step(h, x):
+      return (jnp.tanh(h @ p["w"] + x), None)
+
+    return lax.scan(step, start, x)[0]
+
+  params = {"start": array(3, 4), "w": array(4, 4)}
+  assert read(mean(model), params, array(5, 3, 4)) == {"start": RMS, "w": dense((0,))}
+  assert "scan" in unread(mean(model), params, array(5, 3, 4))["start"]
 
 
 def test_a_one_hot_embedding():
