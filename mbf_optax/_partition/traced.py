@@ -138,9 +138,8 @@ def traced_partition(
     ...     x = jnp.tanh(x @ w + b)
     ...   return jnp.mean((x - y) ** 2)
     >>> params = [(jnp.ones((4, 8)), jnp.zeros(8)), (jnp.ones((8, 2)), jnp.zeros(2))]
-    >>> partition = mbf_optax.traced_partition(
-    ...   loss, params, jnp.ones((32, 4)), jnp.ones((32, 2))
-    ... )
+    >>> x, y = jnp.ones(4), jnp.ones(2)
+    >>> partition = mbf_optax.traced_partition(loss, params, x, y)
     >>> for reading in partition(params):
     ...   print(reading.path, reading.layer.block_axes, reading.blocks)
     0/0 (0,) 8
