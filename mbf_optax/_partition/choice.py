@@ -1,11 +1,17 @@
 """What an optimizer makes of layers that leave the estimator to it."""
 
 import dataclasses
+import math
 
 from mbf_optax._partition.layer import Estimator, Layer, Reading
 
 LEAST_OUTPUTS = 5
 """Dense layers of fewer outputs are Adam's under ``mbf_adam``."""
+
+BLOCK_LIMIT = 128
+"""Where ``mbf_adam`` cuts wide layers at the latest. Smaller matrices are cheaper, and
+its lengths do not depend on the cut. Those of ``mbf`` do: it diverges at rates that
+suit whole matrices."""
 
 MOST_INPUTS = 32
 """So are those of more inputs for every output."""
@@ -31,7 +37,7 @@ def for_mbf_adam(reading: Reading) -> list[Reading]:
     )
   if reading.layer.estimator == "auto" and not _fills_matrices(reading):
     return _single_elements(reading)
-  return _chosen(reading, "two_sided")
+  return _chosen(reading, "two_sided", BLOCK_LIMIT)
 
 
 def _fills_matrices(reading: Reading) -> bool:
@@ -40,10 +46,16 @@ def _fills_matrices(reading: Reading) -> bool:
   return inputs > 1 and outputs >= LEAST_OUTPUTS and inputs <= MOST_INPUTS * outputs
 
 
-def _chosen(reading: Reading, estimator: Estimator) -> list[Reading]:
+def _chosen(
+  reading: Reading, estimator: Estimator, most: float = math.inf
+) -> list[Reading]:
+  """The reading with an estimator where it names none, cut at ``most`` inputs."""
   if reading.layer.estimator != "auto":
     return [reading]
-  layer = dataclasses.replace(reading.layer, estimator=estimator)
+  limit = min(reading.layer.block_limit, most)
+  layer = dataclasses.replace(
+    reading.layer, estimator=estimator, block_limit=int(limit)
+  )
   return [reading._replace(layer=layer)]
 
 

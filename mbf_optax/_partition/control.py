@@ -46,7 +46,7 @@ def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   def body(inside: list[Value]) -> list[Value]:
     return walk.follow(equation.params["jaxpr"], [*fixed, *inside, *scanned])
 
-  outputs = _loop(walk, body, carry)
+  outputs = _loop(walk, equation, body, carry)
   stacked = [
     value._replace(views=(), outputs=(), origins=()) for value in outputs[carried:]
   ]
@@ -58,7 +58,7 @@ def _while(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   constants = tested + equation.params["body_nconsts"]
   fixed, carry = values[tested:constants], values[constants:]
   body = functools.partial(_call, walk, equation.params["body_jaxpr"], fixed)
-  return _loop(walk, body, carry)
+  return _loop(walk, equation, body, carry)
 
 
 def _call(
@@ -67,7 +67,7 @@ def _call(
   return walk.follow(jaxpr, [*fixed, *inside])
 
 
-def _loop(walk: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
+def _loop(walk: Any, equation: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
   """The outputs of a body whose first outputs go back in as its first inputs.
 
   A parameter is carried as long as it comes out as it went in, up to what was added to
@@ -86,10 +86,13 @@ def _loop(walk: Any, body: Body, carry: Sequence[Value]) -> list[Value]:
     kept = [
       _carried(before, after) for before, after in zip(carry, outputs, strict=False)
     ]
+    seen, walk.record = walk.record, outer
     if kept == carry:
-      outer.merge(walk.record)
-      walk.record = outer
+      outer.merge(seen)
       return kept + outputs[len(carry) :]
+    for before, after in zip(carry, kept, strict=True):
+      for view in set(before.views) - set(after.views):
+        walk.lose(view, equation)
     carry = kept
 
 

@@ -40,7 +40,7 @@ class Layer:
     full_limit: largest block for which ``"auto"`` may keep a matrix for every block.
     block_limit: largest number of inputs (or outputs) that one matrix of ``"shared"``
       and ``"two_sided"`` spans, beside a bias; wider layers are cut into equal parts
-      with a matrix each.
+      with a matrix each. Under ``"auto"`` :func:`mbf_adam` cuts at 128 at the latest.
 
   Raises:
     ValueError: for an unknown estimator, a rank or a limit below 1, or block axes that
@@ -58,7 +58,7 @@ class Layer:
   joins_bias: bool = True
   rank: int = 16
   full_limit: int = 32
-  block_limit: int = 128
+  block_limit: int = 1024
 
   def __post_init__(self) -> None:
     if self.estimator not in _ESTIMATORS:

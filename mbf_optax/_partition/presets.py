@@ -20,7 +20,7 @@ def flax_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
-  block_limit: int = 128,
+  block_limit: int = 1024,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Flax parameters, Linen and NNX alike; the default partition.
@@ -55,7 +55,7 @@ def flax_partition(
     full_limit: largest block size for which ``"auto"`` may keep a matrix per neuron.
     block_limit: largest number of inputs (or outputs) that one matrix spans, lowered
       for layers of so few outputs (or inputs) that it would hold more than 40 floats a
-      parameter; more than 128 is taken as it is.
+      parameter; more than 1024 is taken as it is.
     overrides: pairs of a regular expression, searched for in the weight's path, and
       what to read it as: a :class:`Layer`, or one of ``"auto"``, ``"full"``,
       ``"shared"``, ``"two_sided"``, ``"low_rank"`` (the same blocks with that
@@ -99,7 +99,7 @@ def haiku_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
-  block_limit: int = 128,
+  block_limit: int = 1024,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Haiku parameters, whose weights are called ``w`` and biases ``b``.
@@ -134,7 +134,7 @@ def equinox_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
-  block_limit: int = 128,
+  block_limit: int = 1024,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of Equinox models, whose weights are ``(out, in, *spatial)``.

@@ -91,7 +91,7 @@ def traced_partition(
   dense: Dense = "auto",
   rank: int = 16,
   full_limit: int = 32,
-  block_limit: int = 128,
+  block_limit: int = 1024,
   overrides: Sequence[Override] = (),
 ) -> Partition:
   """Mini-blocks of any model, from how its loss uses every parameter.
@@ -138,9 +138,8 @@ def traced_partition(
     ...     x = jnp.tanh(x @ w + b)
     ...   return jnp.mean((x - y) ** 2)
     >>> params = [(jnp.ones((4, 8)), jnp.zeros(8)), (jnp.ones((8, 2)), jnp.zeros(2))]
-    >>> partition = mbf_optax.traced_partition(
-    ...   loss, params, jnp.ones((32, 4)), jnp.ones((32, 2))
-    ... )
+    >>> x, y = jnp.ones(4), jnp.ones(2)
+    >>> partition = mbf_optax.traced_partition(loss, params, x, y)
     >>> for reading in partition(params):
     ...   print(reading.path, reading.layer.block_axes, reading.blocks)
     0/0 (0,) 8

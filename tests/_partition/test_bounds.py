@@ -68,7 +68,7 @@ def test_a_block_limit_is_lowered_for_few_outputs_alone():
     (reading,) = read({"kernel": array(*shape)}, **options).values()
     return reading.layer.block_limit
 
-  assert limit((4096, 4096)) == 128
+  assert limit((4096, 4096)) == 1024
   assert limit((4096, 4096), block_limit=64) == 64
   assert limit((4096, 5)) < 128
   assert limit((5, 4096)) < 128

@@ -7,11 +7,8 @@ from jax import lax
 
 from tests._partition.traced import (
   RMS,
-  alone,
   array,
-  convolution,
   dense,
-  kernel,
   mean,
   read,
 )
@@ -99,6 +96,18 @@ def test_concatenated_weights():
   assert read(mean(model), params, X) == {
     "q": dense((0,), bias="bq", axes=(1,)),
     "k": dense((0,), bias="bk", axes=(1,)),
+  }
+
+
+def test_concatenated_biases_belong_to_the_weights_at_their_places():
+  def model(p, x):
+    w = jnp.concatenate([p["q"], p["k"]], axis=1)
+    return x @ w + jnp.concatenate([p["first"], p["second"]])
+
+  params = {"q": array(4, 5), "k": array(4, 5), "first": array(5), "second": array(5)}
+  assert read(mean(model), params, X) == {
+    "q": dense((0,), bias="first", axes=(1,)),
+    "k": dense((0,), bias="second", axes=(1,)),
   }
 
 
@@ -259,25 +268,6 @@ def test_an_ensemble_of_deep_networks(shared):
   }
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_an_ensemble_of_deep_convolutions(shared):
-  def network(p, x):
-    return convolution(p["last"], jax.nn.relu(convolution(p["first"], x)))
-
-  params = {
-    "first": {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)},
-    "last": {"k": array(5, 3, 3, 6, 2), "b": array(5, 2)},
-  }
-  x = array(2, 8, 8, 4) if shared else array(5, 2, 8, 8, 4)
-  network = jax.vmap(network, in_axes=(0, None if shared else 0))
-  assert read(mean(network), params, x) == {
-    "first/k": kernel((1, 2), (0,)),
-    "first/b": alone((0,)),
-    "last/k": kernel((1, 2), (0,)),
-    "last/b": alone((0,)),
-  }
-
-
 def test_every_expert_on_every_token():
   def model(p, x):
     hidden = jax.nn.relu(jnp.einsum("td,edf->tef", x, p["up"]))
@@ -326,6 +316,26 @@ def test_gradients_inside_the_loss():
     "0/0": dense((0,), bias="0/1", axes=(1,)),
     "1/0": dense((0,), bias="1/1", axes=(1,)),
   }
+
+
+def test_gradients_of_compiled_functions_inside_the_loss():
+  """Equations inside a call that is reversed as a whole say nothing either."""
+
+  def loss(p, x):
+    u = jax.jit(lambda x: jnp.tanh(jax.jit(jnp.dot)(x, p["w"])).sum())
+    return jnp.mean(jax.grad(u)(x) ** 2)
+
+  assert read(loss, {"w": array(4, 8)}, X) == {"w": dense((0,))}
+
+
+def test_products_of_weights_alone_say_nothing_beside_others():
+  """As in a penalty that keeps a weight orthogonal."""
+
+  def loss(p, x):
+    penalty = jnp.sum((p @ p.T - jnp.eye(4)) ** 2)
+    return jnp.mean((x @ p) ** 2) + penalty
+
+  assert read(loss, array(4, 6), X) == {"": dense((0,))}
 
 
 def test_normalised_masked_and_noisy_weights():

@@ -98,3 +98,30 @@ def test_a_convolution_for_each_example():
 
   params = {"k": array(3, 3, 4, 6), "b": array(6)}
   assert read(mean(model), params, IMAGES) == {"k": kernel((0, 1)), "b": alone()}
+
+
+def test_kernels_on_the_same_images_count_as_one_layer():
+  """Nothing after them says that they are several."""
+  model = jax.vmap(convolution, in_axes=(0, None))
+  params = {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)}
+  readings = read(mean(model), params, array(2, 8, 8, 4))
+  assert readings == {"k": kernel((1, 2)), "b": alone()}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_ensemble_of_deep_convolutions(shared):
+  def network(p, x):
+    return convolution(p["last"], jax.nn.relu(convolution(p["first"], x)))
+
+  params = {
+    "first": {"k": array(5, 3, 3, 4, 6), "b": array(5, 6)},
+    "last": {"k": array(5, 3, 3, 6, 2), "b": array(5, 2)},
+  }
+  x = array(2, 8, 8, 4) if shared else array(5, 2, 8, 8, 4)
+  network = jax.vmap(network, in_axes=(0, None if shared else 0))
+  assert read(mean(network), params, x) == {
+    "first/k": kernel((1, 2), (0,)),
+    "first/b": alone((0,)),
+    "last/k": kernel((1, 2), (0,)),
+    "last/b": alone((0,)),
+  }

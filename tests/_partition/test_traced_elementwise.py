@@ -107,3 +107,29 @@ def test_vectors_complex_and_empty_arrays():
   }
   assert read(mean(model), params, X) == dict.fromkeys(sorted(params), RMS)
   assert mbf_optax.traced_partition(mean(model), params, X).unread == ()
+
+
+def test_the_scale_of_every_head():
+  """Repeated over the rest, and no weight of the product that follows."""
+
+  def model(p, x):
+    q = x * p["scale"]
+    return jnp.einsum("bthk,bshk->bhts", q, x)
+
+  assert read(mean(model), {"scale": array(2, 3)}, array(2, 5, 2, 3)) == {"scale": RMS}
+
+
+def test_a_learned_start_of_a_loop():
+  """It is the state of the first step alone."""
+
+  def model(p, x):
+    start = jnp.broadcast_to(p["start"], (3, 4))
+
+    def step(h, x):
+      return (jnp.tanh(h @ p["w"] + x), None)
+
+    return lax.scan(step, start, x)[0]
+
+  params = {"start": array(3, 4), "w": array(4, 4)}
+  assert read(mean(model), params, array(5, 3, 4)) == {"start": RMS, "w": dense((0,))}
+  assert "scan" in unread(mean(model), params, array(5, 3, 4))["start"]
