@@ -60,11 +60,11 @@ AXES = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 STEPS = 6
 
 
-def partition(other):
+def partition(other, dense):
   """Matrices as wide as their layers, but for one layer whose are cut into parts."""
   cut = mbf_optax.Layer((0,), "shared", block_limit=64)
   overrides = [("full|large", "full"), ("other", other), ("cut", cut)]
-  return mbf_optax.flax_partition(rank=3, block_limit=512, overrides=overrides)
+  return mbf_optax.flax_partition(dense, rank=3, block_limit=512, overrides=overrides)
 
 
 OPTIMIZERS = {
@@ -73,10 +73,10 @@ OPTIMIZERS = {
     1e-3,
     damping=0.1,
     curvature_update_period=2,
-    partition=partition("low_rank"),
+    partition=partition("low_rank", "auto"),
   ),
   "mbf_adam": functools.partial(
-    mbf_optax.mbf_adam, 1e-2, partition=partition("two_sided")
+    mbf_optax.mbf_adam, 1e-2, partition=partition("two_sided", "two_sided")
   ),
 }
 

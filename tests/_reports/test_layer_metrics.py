@@ -276,7 +276,8 @@ def test_trees_that_differ_from_the_parameters(argument, wrong):
 def test_a_partition_that_reads_nothing_of_the_state_is_refused():
   """In place of an empty answer."""
   params = {"mlp": {"w": jnp.ones((4, 6)), "b": jnp.ones(6)}}
+  single = mbf_optax.flax_partition(overrides=[("mlp", "rms")])
   for factory in (mbf_optax.mbf, mbf_optax.mbf_adam):
-    state = factory(0.1, partition=mbf_optax.haiku_partition()).init(params)
+    state = factory(0.1, partition=single).init(params)
     with refused("'mlp/", "partition that the transformation was given"):
       mbf_optax.metrics(state)
