@@ -1,7 +1,8 @@
 """Settings for all tests: checked shapes, strict promotion, reproducible properties.
 
 Every call in the packages below is checked against its annotations, shapes included.
-That has to be arranged before anything imports them.
+That has to be arranged before anything imports them. Tests of what a user gets for an
+argument of another type are marked ``mistyped``.
 
 The library has to run under strict dtype promotion and without rank promotion. The
 moving averages of ``optax.scale_by_adam`` do not (they raise a float to the power of
@@ -68,3 +69,11 @@ def _promotion(request):
     _set_promotion("standard", "allow")
   yield
   _set_promotion("strict", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _types(request):
+  unchecked = request.node.get_closest_marker("mistyped") is not None
+  jaxtyping.config.update("jaxtyping_disable", unchecked)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)

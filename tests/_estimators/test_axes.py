@@ -17,8 +17,8 @@ def sharding(*spec):
 
 
 def test_axes_of_an_array_are_tuples_of_names():
-  given = axes.of_array(sharding("x", None, ("x", "y")), 4)
-  assert given == [("x",), (), ("x", "y"), ()]
+  given = axes.of_array(sharding(("x", "y"), None), 4)
+  assert given == [("x", "y"), (), (), ()]
   assert axes.placed(MESH, ("x",), None, ()).spec == P("x", None, None)
 
 

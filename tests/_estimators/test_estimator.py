@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mbf_optax._estimators import estimator as protocol
-from mbf_optax._estimators.estimator import INPUTS, OUTPUTS
+from mbf_optax._estimators.estimator import INPUTS, OUTPUTS, unregularized
 from mbf_optax._estimators.low_rank import normalized
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg import triangles
@@ -139,7 +139,9 @@ def test_inverses_are_identities_before_the_first_gradient(name):
   estimator = estimator_of(READINGS[name])
   given = f32(vectors(name))
   state = estimator.init(jnp.float32)
-  np.testing.assert_array_equal(estimator.precondition(state, given, None), given)
+  np.testing.assert_array_equal(
+    estimator.precondition(state, given, unregularized), given
+  )
 
 
 @pytest.mark.parametrize("name", [n for n in WITH_MATRICES if n != "low_rank"])
@@ -224,7 +226,7 @@ def test_directions_are_products_with_the_inverses(name):
     for side in estimator.sides
   }
   expected = applied(name, inverses, given)
-  found = estimator.precondition(state, f32(given), None)
+  found = estimator.precondition(state, f32(given), unregularized)
   largest = np.max(np.abs(expected))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
   for kept, result in zip(estimator.inverses(state), results, strict=True):

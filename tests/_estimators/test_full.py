@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mbf_optax._estimators.estimator import unregularized
 from mbf_optax._estimators.full import PACKED_LIMIT, MatrixBlocks, PackedBlocks
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._partition.layer import Layer, read
@@ -27,7 +28,7 @@ def test_triangles_and_matrices_are_the_same_estimator(n):
     state = state._replace(inverse=state.statistics + state.inverse)
     found.append(
       (
-        estimator.precondition(state, gradient, None),
+        estimator.precondition(state, gradient, unregularized),
         estimator.condition(state, jnp.float32(0.5)),
         estimator.spread(state),
       )

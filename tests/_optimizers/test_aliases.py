@@ -84,6 +84,7 @@ def test_an_alias_has_all_arguments_of_its_scaling_and_their_defaults(name):
     assert own[argument].default == scaling[argument].default, argument
 
 
+@pytest.mark.mistyped
 @each_name
 def test_every_argument_reaches_its_part(name, monkeypatch):
   """By recording what the parts of the chain are called with."""
@@ -259,6 +260,7 @@ def test_every_number_is_injected(name):
   assert state.hyperparams.keys() == numbers.keys()
 
 
+@pytest.mark.mistyped
 def test_a_partition_that_is_injected_needs_static_args_and_is_told_so():
   params = {"linear": {"w": jnp.ones((3, 5))}}
   partition = mbf_optax.haiku_partition()
@@ -270,6 +272,7 @@ def test_a_partition_that_is_injected_needs_static_args_and_is_told_so():
   assert list(state.inner_state[0].curvature) == ["linear/w"]
 
 
+@pytest.mark.mistyped
 def test_a_mask_that_is_injected_needs_static_args_and_is_told_so():
   """In place of no decay at all."""
   tx = optax.inject_hyperparams(mbf_optax.mbf_adam)(

@@ -128,6 +128,7 @@ def test_stacked_layers_are_scaled_one_by_one(lengths):
   np.testing.assert_allclose(updates["kernel"], 0.1 * d * norm(g) / norm(d), rtol=1e-5)
 
 
+@pytest.mark.mistyped
 def test_unknown_lengths():
   with pytest.raises(ValueError, match="lengths is 'neuron'; use one of 'layer', 'blo"):
     mbf_optax.graft(optax.identity(), optax.identity(), lengths="neuron")

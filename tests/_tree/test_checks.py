@@ -68,6 +68,7 @@ def test_known_arrays_are_checked_and_unknown_values_are_not(argument):
   mbf_optax.scale_by_mbf(damping=lambda count: 0.0 * count)  # a schedule is unknown
 
 
+@pytest.mark.mistyped
 @pytest.mark.parametrize(
   ("argument", "value"),
   [
@@ -94,6 +95,7 @@ def test_exponents(argument, value):
   )
 
 
+@pytest.mark.mistyped
 @pytest.mark.parametrize(
   "factory", [mbf_optax.scale_by_mbf, mbf_optax.scale_by_mbf_adam]
 )
@@ -114,6 +116,7 @@ def test_what_is_no_number(factory, argument, value):
     factory(**{argument: value})
 
 
+@pytest.mark.mistyped
 @pytest.mark.parametrize("factory", [mbf_optax.mbf, mbf_optax.mbf_adam])
 def test_what_is_no_partition(factory):
   with pytest.raises(TypeError, match=r"haiku_partition itself; call it: haiku_partit"):
@@ -122,6 +125,7 @@ def test_what_is_no_partition(factory):
     factory(0.1, partition="flax")
 
 
+@pytest.mark.mistyped
 def test_a_state_of_the_other_optimizer():
   one, other = mbf_optax.scale_by_mbf(), mbf_optax.scale_by_mbf_adam()
   with pytest.raises(TypeError, match="got a MbfAdamState where it needs the MbfState"):
@@ -130,6 +134,7 @@ def test_a_state_of_the_other_optimizer():
     other.update(PARAMS, one.init(PARAMS))
 
 
+@pytest.mark.mistyped
 def test_unknown_inverse():
   with refused("inverse is 'lu'", "'sweep'", "'linalg'"):
     mbf_optax.scale_by_mbf(inverse="lu")
