@@ -11,7 +11,6 @@ import pytest
 
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg import products, sweep, triangles
-from mbf_optax._optimizers.persistence import foretold
 from mbf_optax._partition.layer import Layer, read
 
 FRESH = """
@@ -44,10 +43,6 @@ WRONG = {
   "size": lambda: triangles.matvec(jnp.ones((3, 5)), jnp.ones((2, 6))),
   "square": lambda: sweep.spd_inverse(jnp.ones((2, 3))),
   "dtype": lambda: triangles.outer(jnp.ones((2, 3), int)),
-  "pair": lambda: foretold(jnp.ones((2, 3)), jnp.ones((3, 2)), 0),
-  "batch": lambda: estimator_of(KERNEL).accumulate(
-    estimator_of(KERNEL).init(jnp.float32), jnp.ones((4, 3)), jnp.ones(3)
-  ),
 }
 
 

@@ -136,7 +136,8 @@ def pointers(tree):
 @each_transformation
 def test_donation(name):
   """Every buffer is donated, and none of them twice."""
-  shapes = {**common.SHAPES, "other": {"kernel": (3, 2)}}
+  kernel = {"kernel": (3, 2)}
+  shapes = {**common.SHAPES, "other": kernel, "shared": kernel}
   tx = common.make(name, partition=partition_of(name))
   gradients = common.random_tree(1, shapes)
 
