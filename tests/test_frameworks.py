@@ -32,9 +32,9 @@ ESTIMATORS = {  # "inverse" is the bias of the convolution
   "conv": {"full", "inverse"},
   "hidden": {"shared"},
   "norm": {"rms"},
-  "logits": {"low_rank"},
+  "logits": {"shared"},
 }
-PRESET = {"full_limit": 4, "rank": 3, "overrides": [("logits", "low_rank")]}
+PRESET = {"full_limit": 4, "rank": 3, "overrides": [("logits|hidden", "shared")]}
 PERIODS = {"curvature_update_period": 1, "inverse_update_period": 2}
 OPTIMIZERS = {
   "mbf": functools.partial(mbf_optax.mbf, 0.1, damping=0.1, **PERIODS),
@@ -209,7 +209,7 @@ def unrolled(params, x):
 @each_optimizer
 def test_scanned_linen_layers_move_as_unrolled_ones(name):
   """Whatever the estimator, a layer of the stack knows nothing of the others."""
-  overrides = [("shared", "shared"), ("low_rank", "low_rank")]
+  overrides = [("shared", "shared"), ("low_rank", "full")]
   tx = OPTIMIZERS[name](partition=mbf_optax.flax_partition(rank=3, overrides=overrides))
   shapes = jax.eval_shape(Scanned().init, jax.random.key(0), IMAGES[0])
   rng = np.random.default_rng(1)

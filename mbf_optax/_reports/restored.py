@@ -50,7 +50,7 @@ def check_state(
     >>> mbf_optax.check_state(shared, state, params)
     Traceback (most recent call last):
     ValueError: mbf_optax: the state's '0/curvature/Dense_0/kernel/statistics' is
-    float32(10, 2) but should be float32(4, 4). It was made with another partition,
+    float32(10, 2) but should be float32(1, 4, 4). It was made with another partition,
     other parameters or another version of mbf_optax: restore it with those, or start
     anew from tx.init(params).
   """
