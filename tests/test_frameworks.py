@@ -32,12 +32,16 @@ ESTIMATORS = {  # "inverse" is the bias of the convolution
   "conv": {"full", "inverse"},
   "hidden": {"shared"},
   "norm": {"rms"},
-  "logits": {"shared"},
+  "logits": {"full"},
 }
-PRESET = {"full_limit": 4, "rank": 3, "overrides": [("logits|hidden", "shared")]}
+PRESET = {
+  "full_limit": 4,
+  "rank": 3,
+  "overrides": [("logits", "full"), ("hidden", "shared")],
+}
 PERIODS = {"curvature_update_period": 1, "inverse_update_period": 2}
 OPTIMIZERS = {
-  "mbf": functools.partial(mbf_optax.mbf, 0.1, damping=0.1, **PERIODS),
+  "mbf": functools.partial(mbf_optax.mbf, 0.1, damping=0.3, **PERIODS),
   "mbf_adam": functools.partial(mbf_optax.mbf_adam, 0.03, **PERIODS),
 }
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

@@ -166,7 +166,7 @@ def test_a_layer_frozen_half_way(name, periods, layer):
   for (params, _, _), (expected, _, _) in zip(given, clean, strict=True):
     for other in expected.keys() - {layer}:
       chex.assert_trees_all_equal(params[other], expected[other])
-  assert optax.tree.norm(given[-1][2][layer]) < 2 * optax.tree.norm(
+  assert optax.tree.norm(given[-1][2][layer]) < 3 * optax.tree.norm(
     given[FAULT][2][layer]
   )
 
