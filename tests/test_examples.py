@@ -97,7 +97,8 @@ def test_metrics_of_every_step_are_in_the_event_file(finished):
     assert [event.step for event in events.Scalars(tag)] == [0, 1, 2]
     name = tag.rpartition("/")[2]
     if name == "cosine":
-      assert all(-1 <= value < 0 for value in values)  # downhill
+      assert -1 <= values[0] < 0  # downhill, while the momentum is the gradient
+      assert all(-1 <= value <= 1 for value in values)
     elif name in ("persistence", "exponent"):
       assert values[0] == (name == "persistence")  # nothing was foretold yet
       assert all(0 <= value <= 1 for value in values)

@@ -371,18 +371,15 @@ def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
 
 
 def _linalg_inverse(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
-  matrices = jnp.moveaxis(triangles.unpack(values), -1, 0)
-  return triangles.pack(jnp.moveaxis(jax.vmap(jnp.linalg.inv)(matrices), 0, -1))
+  matrices = jnp.moveaxis(triangles.unpack(values), (0, 1), (-2, -1))
+  return triangles.pack(jnp.moveaxis(jnp.linalg.inv(matrices), (-2, -1), (0, 1)))
 
 
 def _linalg_factor(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
-  def inverse_factor(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    return jnp.linalg.inv(jnp.linalg.cholesky(matrix))
-
-  matrices = jnp.moveaxis(triangles.unpack(values), -1, 0)
-  return triangles.pack(
-    jnp.moveaxis(jax.vmap(inverse_factor)(matrices), (1, 2), (1, 0))
-  )
+  matrices = jnp.moveaxis(triangles.unpack(values), (0, 1), (-2, -1))
+  factors = jnp.linalg.inv(jnp.linalg.cholesky(matrices))
+  # A packed triangle is read as the upper one, and the factor is lower triangular.
+  return triangles.pack(jnp.moveaxis(factors, (-2, -1), (1, 0)))
 
 
 _PACKED: dict[tuple[Method, bool], Callable[[Any], Any]] = {

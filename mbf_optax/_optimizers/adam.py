@@ -107,7 +107,7 @@ def scale_by_mbf_adam(
     A_b &= (1 - \alpha) G_b / (c \tau) + \alpha I,
       \quad \alpha = n / (n + N) \\
     R_b &\leftarrow (A_b + \lambda I)^{-p (1 - \sqrt\kappa)}
-      \quad\text{at } t = 1, 2, 4, 8, \dots \text{ and every } T_2 \text{ steps} \\
+      \quad\text{at } t = 1, 2, 4, 8, \ldots \text{ and every } T_2 \text{ steps} \\
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 

@@ -28,7 +28,7 @@ def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> 
   ahead = corrected(adam.mu, b1, adam.count + 1)
   g_hat = corrected(g, b1, adam.count)
   return jax.tree.map(
-    lambda m, g: _decay(b1, m) * m + (1 - _decay(b1, m)) * g, ahead, g_hat
+    lambda m, g: (b := _decay(b1, m).astype(m.dtype)) * m + (1 - b) * g, ahead, g_hat
   )
 
 
@@ -37,7 +37,8 @@ def corrected(moment: Any, decay: jax.typing.ArrayLike, count: Int[Array, ""]) -
 
   def correct(m: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     m, beta = as_float(m), _decay(decay, m)
-    return m / (1 - beta ** count.astype(beta.dtype))
+    correction = 1 - beta ** count.astype(beta.dtype)
+    return m / correction.astype(m.dtype)
 
   return jax.tree.map(correct, moment)
 

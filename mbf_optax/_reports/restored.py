@@ -54,4 +54,5 @@ def check_state(
     other parameters or another version of mbf_optax: restore it with those, or start
     anew from tx.init(params).
   """
-  checks.same_state(plain(state)[0], jax.eval_shape(tx.init, params))
+  expected = jax.eval_shape(tx.init, params)
+  checks.same_state(plain(state)[0], plain(expected)[0])

@@ -88,6 +88,22 @@ def test_layers_are_inverted_together(method):
     np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["sweep", "linalg"])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_a_layer_alone_keeps_the_shape_of_its_batch(method, batch):
+  """Nothing is joined, so that the batch reaches the inverse as it is."""
+  a = np.broadcast_to(dense()[0][0], (*batch, 9, 9))
+  one = jnp.ones([1] * len(batch))
+  for as_factor in (False, True):
+    system = Matrices(packed(a), True, one, 0 * one, as_factor=as_factor)
+    (result,) = batches.inverses([system], [jnp.zeros_like(system.statistics)], method)
+    found = unpacked(system, result.values)
+    if as_factor:
+      upper = np.triu(found)  # the transposed of the inverse factor
+      found = upper @ upper.swapaxes(-1, -2)
+    np.testing.assert_allclose(found, np.linalg.inv(a), rtol=1e-4, atol=1e-4)
+
+
 def with_a_broken_matrix(system):
   if system.is_packed:
     return system.statistics.at[:, 0].set(jnp.nan)
