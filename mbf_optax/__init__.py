@@ -4,7 +4,8 @@ from mbf_optax._estimators.elementwise import ElementwiseState
 from mbf_optax._estimators.full import BlockState
 from mbf_optax._estimators.low_rank import LowRankState
 from mbf_optax._estimators.two_sided import TwoSidedState
-from mbf_optax._optimizers.adam import MbfAdamState, scale_by_mbf_adam
+from mbf_optax._optimizers.adam import scale_by_mbf_adam
+from mbf_optax._optimizers.adam_state import MbfAdamState
 from mbf_optax._optimizers.aliases import mbf, mbf_adam
 from mbf_optax._optimizers.fisher import MbfState, scale_by_mbf
 from mbf_optax._optimizers.grafting import GraftState, graft

@@ -21,7 +21,10 @@ and for every matrix, made of the same n elements of each of K blocks,
     c = 1 - beta^(updates so far)
     N = K (1 + beta) c / ((1 - beta) (2 - c))
     alpha = n / (n + N)            tau = trace(G / c) / n + 1e-30
-    R <- ((1 - alpha) G / (c tau) + (alpha + lambda) I)^(-p)      on refreshes
+    D = diag(G) / (c tau)          u = (sum sqrt((1 - alpha) D + alpha) / n)^2
+    s = clip((0.4 - u) / 0.2, 0, 1) / 2                           0 without gradients
+    F = diag((D + 1e-8)^(-s / 2))
+    R <- F ((1 - alpha) G / (c tau) + (alpha + lambda) I)^(-p) F  on refreshes
     d_b = R m^_b
     update_b = d_b |a_b| / |d_b|                                  over those n elements
 
@@ -76,6 +79,18 @@ def shrunk_power(
   return vectors @ np.diag(eigenvalues**-exponent) @ vectors.T
 
 
+def row_scales(matrix: np.ndarray, gradients: float) -> np.ndarray:
+  """Returns the factors of rows whose scales differ by orders of magnitude."""
+  n, diagonal = len(matrix), np.diag(matrix)
+  if not np.any(diagonal > 0):
+    return np.ones(n)
+  relative = diagonal / (np.mean(diagonal) + MEAN_DIAGONAL_FLOOR)
+  alpha = n / (n + gradients)
+  evenness = np.mean(np.sqrt((1 - alpha) * relative + alpha)) ** 2
+  s = min(max((0.4 - evenness) / 0.2, 0.0), 1.0) / 2
+  return (relative + 1e-8) ** (-s / 2)
+
+
 class Persistence:
   """How much of a layer's gradient the momentum before it foretold."""
 
@@ -111,7 +126,9 @@ class _Matrix:
   def refresh(self, beta: float, updates: int, damping: float, exponent: float) -> None:
     corrected = self.statistic / (1 - beta**updates)
     gradients = len(self.blocks) * evidence(beta, updates)
-    self.power = shrunk_power(corrected, gradients, damping, exponent)
+    scales = row_scales(corrected, gradients)
+    power = shrunk_power(corrected, gradients, damping, exponent)
+    self.power = scales[:, None] * power * scales
 
   def apply(self, m: np.ndarray) -> None:
     """Multiplies its elements of its blocks by R, in place."""

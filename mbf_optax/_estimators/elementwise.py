@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding
 
 from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import Operations, Regularizer, Spectrum
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Inexact
 
@@ -66,7 +67,6 @@ class ElementwiseBlocks:
     ema: Float[Array, ""],
   ) -> ElementwiseState:
     square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
-    square = jnp.where(jnp.isfinite(square), square, 0)
     return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
 
   def completed(self, state: ElementwiseState) -> ElementwiseState:
@@ -88,8 +88,8 @@ class ElementwiseBlocks:
     del results
     return state
 
-  def norms(self, vectors: Inexact[Array, "1 *shape"]) -> Float[Array, "1 *shape"]:
-    return jnp.abs(vectors)
+  def norms(self, vectors: Pieces) -> Float[Array, "1 *shape"]:
+    return jnp.abs(jnp.concatenate(vectors))
 
   def condition(
     self, state: ElementwiseState, correction: Float[Array, ""]

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.products import inner
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
@@ -125,8 +127,8 @@ class Estimator(Protocol):
     Elementwise blocks, whose inverse is never kept, regularize their statistics here.
     """
 
-  def norms(self, vectors: Inexact[Array, "n *batch"]) -> Float[Array, "#n *#batch"]:
-    """Norms of the parts that get one length each."""
+  def norms(self, vectors: Pieces) -> Float[Array, "#n *#batch"]:
+    """Norms of the parts of block vectors that get one length each."""
 
   def condition(self, state: Any, correction: Float[Array, ""]) -> Float[Array, "..."]:
     """Estimated condition number of every regularized matrix, from its inverse."""
@@ -169,33 +171,16 @@ class Blocks:
   def inverses(self, state: Any) -> list[Float[Array, "..."]]:
     return [state.inverse]
 
-  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "1 *batch"]:
+  def norms(self, vectors: Pieces) -> Float[Array, "1 *batch"]:
     return norm(vectors, (0,))
 
 
-def norm(
-  vectors: Float[Array, "*shape"], axes: tuple[int, ...]
-) -> Float[Array, "*#shape"]:
-  """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
+def norm(pieces: Pieces, axes: tuple[int, ...]) -> Float[Array, "*#shape"]:
+  """Euclidean norms over ``axes``, which stay with size one.
 
-  Elements are squared in units of the largest.
+  The first axis, along which the pieces lie one after another, is one of the axes.
   """
-  largest = jnp.max(jnp.abs(vectors), axis=axes, keepdims=True)
-  unit = jnp.where(largest > 0, largest, 1)
-  relative = jnp.sum(jnp.square(vectors / unit), axis=axes, keepdims=True)
-  return largest * jnp.sqrt(relative)
-
-
-def without_faults(gradient: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
-  """Zeroes blocks with elements that cannot be squared.
-
-  A block with an element that is not finite, or so large that its square
-  or a sum of such squares overflows, would otherwise poison the moving average. The sum
-  itself is not taken: over the leading axis it costs a CPU more than the statistics do.
-  """
-  squares = len(gradient) * jnp.square(gradient)
-  usable = jnp.all(jnp.isfinite(squares), axis=0, keepdims=True)
-  return jnp.where(usable, gradient, 0)
+  return jnp.sqrt(inner(pieces, pieces, axes, keepdims=True))
 
 
 def spread_of(diagonals: Float[Array, "n *batch"]) -> Float[Array, "*batch"]:

@@ -15,10 +15,10 @@ from mbf_optax._estimators.estimator import (
   Spectrum,
   condition_number,
   spread_of,
-  without_faults,
 )
 from mbf_optax._linalg import triangles
-from mbf_optax._linalg.batches import Matrices, Results, Stored
+from mbf_optax._linalg.groups import Matrices, Results, Stored
+from mbf_optax._linalg.products import diagonals
 from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
@@ -69,7 +69,7 @@ class PackedBlocks(_FullBlocks):
   def accumulate(
     self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
-    outer = triangles.outer(without_faults(gradient))
+    outer = triangles.outer(gradient)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
   def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
@@ -107,7 +107,7 @@ class MatrixBlocks(_FullBlocks):
   def accumulate(
     self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
-    vectors = jnp.moveaxis(without_faults(gradient), 0, -1)
+    vectors = jnp.moveaxis(gradient, 0, -1)
     outer = vectors[..., :, None] * vectors[..., None, :]
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
@@ -137,11 +137,6 @@ class MatrixBlocks(_FullBlocks):
     del state
     placed = axes.placed(sharding.mesh, *axes.of_blocks(self.reading, sharding))
     return BlockState(placed, placed)
-
-
-def diagonals(matrices: Float[Array, "*batch n n"]) -> Float[Array, "n *batch"]:
-  """Diagonals as block vectors."""
-  return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
 
 
 def identity_state(

@@ -23,10 +23,9 @@ from mbf_optax._estimators.estimator import (
   Regularizer,
   Spectrum,
   condition_number,
-  without_faults,
 )
 from mbf_optax._linalg import triangles
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._tree.shapes import Array, Float, Int
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -80,7 +79,7 @@ class LowRankBlocks(Blocks):
     self, state: LowRankState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> LowRankState:
     rank = self.reading.layer.rank
-    row = jnp.moveaxis(without_faults(gradient), 0, -1)
+    row = jnp.moveaxis(gradient, 0, -1)
     history = jax.lax.dynamic_update_index_in_dim(
       state.history, row, state.slot, state.history.ndim - 2
     )
@@ -117,7 +116,7 @@ class LowRankBlocks(Blocks):
     ]
 
   def with_inverses(self, state: LowRankState, results: list[Results]) -> LowRankState:
-    damping = jnp.where(results[0].accepted, results[0].shift, state.damping)
+    damping = jnp.where(results[0].is_new, results[0].shift, state.damping)
     return state._replace(inverse=results[0].values, damping=damping)
 
   def precondition(

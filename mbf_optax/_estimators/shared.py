@@ -23,15 +23,15 @@ from mbf_optax._estimators.estimator import (
   condition_number,
   norm,
   spread_of,
-  without_faults,
 )
 from mbf_optax._estimators.full import (
   BlockState,
-  diagonals,
   identity_state,
 )
 from mbf_optax._linalg import products
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.products import diagonals
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Int
 
@@ -169,7 +169,7 @@ class SharedBlocks(ColumnBlocks):
   def accumulate(
     self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
   ) -> BlockState:
-    return self.parts.accumulate(state, self.columns(without_faults(gradient)), ema)
+    return self.parts.accumulate(state, self.columns(gradient), ema)
 
   def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
     return [self.parts.matrices(state, self.reading.blocks_per_layer, regularize)]
@@ -183,11 +183,13 @@ class SharedBlocks(ColumnBlocks):
     del regularize
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
-  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "n *batch"]:
+  def norms(self, vectors: Pieces) -> Float[Array, "n *batch"]:
     """By neuron and part, since every part has a matrix of its own."""
     parts = self.parts
-    split = parts.split(self.columns(vectors))
-    lengths = jnp.broadcast_to(norm(split, (split.ndim - 2,)), split.shape)
+    split = parts.split(self.columns(jnp.concatenate(vectors)))
+    rows_first = jnp.moveaxis(split, -2, 0)
+    lengths = jnp.moveaxis(norm((rows_first,), (0,)), 0, -2)
+    lengths = jnp.broadcast_to(lengths, split.shape)
     return self.vectors(parts.join(lengths))
 
   def condition(

@@ -19,11 +19,12 @@ from mbf_optax._estimators.estimator import (
   condition_number,
   norm,
   spread_of,
-  without_faults,
 )
-from mbf_optax._estimators.full import BlockState, diagonals
+from mbf_optax._estimators.full import BlockState
 from mbf_optax._estimators.shared import ColumnBlocks, Parts
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.products import diagonals
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float
 
 
@@ -63,7 +64,7 @@ class TwoSidedBlocks(ColumnBlocks):
     gradient: Float[Array, "n *batch"],
     ema: Float[Array, ""],
   ) -> TwoSidedState:
-    columns = self.columns(without_faults(gradient))
+    columns = self.columns(gradient)
     return TwoSidedState(
       self.parts.accumulate(state.inputs, columns, ema),
       self.output_parts.accumulate(state.outputs, columns.mT, ema),
@@ -98,9 +99,9 @@ class TwoSidedBlocks(ColumnBlocks):
     columns = self.parts.apply(state.inputs, self.columns(vectors))
     return self.vectors(self.output_parts.apply(state.outputs, columns.mT).mT)
 
-  def norms(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "1 *#batch"]:
+  def norms(self, vectors: Pieces) -> Float[Array, "1 *#batch"]:
     stacked = len(self.reading.stack_shape)
-    return norm(vectors, (0, *range(1 + stacked, vectors.ndim)))
+    return norm(vectors, (0, *range(1 + stacked, vectors[0].ndim)))
 
   def condition(
     self, state: TwoSidedState, correction: Float[Array, ""]

@@ -1,71 +1,32 @@
-"""Inverses and powers of many layers' matrices at once.
+"""Inverses and powers of many layers' matrices at once."""
 
-Matrices of equal order from all layers go through one batch, so that the compiled
-program grows with the number of distinct orders and not with the depth of the network.
-With several devices every layer is inverted by itself: joining would undo each layer's
-sharding.
-"""
-
-import collections
-import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mbf_optax._linalg import shifts, triangles
-from mbf_optax._linalg.sweep import pad, padded_order, spd_inverse
-from mbf_optax._mesh import devices
-from mbf_optax._tree.shapes import Array, Bool, Float, Int
+from mbf_optax._linalg.groups import (
+  Group,
+  Matrices,
+  Part,
+  Results,
+  Stored,
+  ends_of,
+  groups_of,
+  identities,
+  joined,
+  split,
+  times,
+)
+from mbf_optax._linalg.methods import Method, invert
+from mbf_optax._linalg.products import diagonals
+from mbf_optax._linalg.rows import row_scales
+from mbf_optax._tree.shapes import Array, Float, Int
 
-Method = Literal["sweep", "linalg"]
-
-Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
-"""Symmetric matrices: packed triangles, or whole matrices."""
-
-
-class Matrices(NamedTuple):
-  """Symmetric positive definite matrices ``scale G + shift I`` of one layer.
-
-  Attributes:
-    statistics: ``G``.
-    is_packed: whether they are packed triangles.
-    scale: of the rank of ``batch``.
-    shift: likewise; a lower bound of the eigenvalues.
-    order: number of rows without padding.
-    as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
-  """
-
-  statistics: Stored
-  is_packed: bool
-  scale: Float[Array, "*#batch"]
-  shift: Float[Array, "*#batch"]
-  order: Int[np.ndarray, "*#batch"] | int = 1
-  as_factor: bool = False
-
-  @property
-  def batch(self) -> tuple[int, ...]:
-    """Shape of the batch."""
-    shape = self.statistics.shape
-    return shape[1:] if self.is_packed else shape[:-2]
-
-
-class Results(NamedTuple):
-  """Inverses or powers of a layer's matrices.
-
-  Attributes:
-    values: where a new one is not finite, the previous.
-    accepted: whether each matrix has a new one.
-    shift: as it came with the matrices.
-  """
-
-  values: Stored
-  accepted: Bool[Array, "*batch"]
-  shift: Float[Array, "*#batch"]
+_OfParts = list[list[Float[Array, "..."]]]
+"""One array for every part of every group."""
 
 
 def inverses(
@@ -84,9 +45,9 @@ def inverses(
   Returns:
     The inverses in the order of ``systems``.
   """
-  groups = _groups(systems)
+  groups = groups_of(systems)
   new = [
-    _invert(group, [part.matrices(group) for part in group.parts], method)
+    invert(group, [part.matrices(group) for part in group.parts], method)
     for group in groups
   ]
   return _results(systems, groups, new, previous)
@@ -114,172 +75,111 @@ def inverse_powers(
   Returns:
     The powers in the order of ``systems``.
   """
-  groups = _groups(systems)
-  poles, weights = _expansions(systems, exponents)
-  of_parts = [[part.joined(systems, poles) for part in g.parts] for g in groups]
-  factors = [[part.joined(systems, weights) for part in g.parts] for g in groups]
+  groups = groups_of(systems)
+  powers = _powers(systems, groups, exponents, method)
+  return _results(systems, groups, powers, previous)
 
-  def add(j: Int[Array, ""], sums: list[list[Array]]) -> list[list[Array]]:
+
+def row_scaled_powers(
+  systems: Sequence[Matrices],
+  exponents: Sequence[Float[Array, "..."]],
+  previous: Sequence[Float[Array, "..."]],
+  method: Method = "sweep",
+) -> list[Results]:
+  """``F A^(-p) F`` with ``F`` the :mod:`mbf_optax._linalg.rows` scales of ``G``.
+
+  Arguments and results are those of :func:`inverse_powers`.
+  """
+  groups = groups_of(systems)
+  powers = _powers(systems, groups, exponents, method)
+  orders = [jnp.asarray(a.order, a.statistics.dtype) for a in systems]
+  scaled = []
+  for group, values in zip(groups, powers, strict=True):
+    rows = [_row_scales(group, p, p.join(systems, orders)) for p in group.parts]
+    pairs = zip(values, rows, strict=True)
+    scaled.append([value * _outer(group, f) for value, f in pairs])
+  return _results(systems, groups, scaled, previous)
+
+
+def _powers(
+  systems: Sequence[Matrices],
+  groups: Sequence[Group],
+  exponents: Sequence[Float[Array, "..."]],
+  method: Method,
+) -> _OfParts:
+  """``A^(-p)`` of the parts of every group."""
+  of_parts, factors = _expansions(systems, groups, exponents)
+
+  def add(j: Int[Array, ""], sums: _OfParts) -> _OfParts:
     new = []
     for group, s, w, total in zip(groups, of_parts, factors, sums, strict=True):
       shifted = [
         part.matrices(group, pole[j]) for part, pole in zip(group.parts, s, strict=True)
       ]
-      found = zip(total, w, _invert(group, shifted, method), strict=True)
-      new.append([old + _times(group, v[j + 1], inv) for old, v, inv in found])
+      found = zip(total, w, invert(group, shifted, method), strict=True)
+      new.append([old + times(group, v[j + 1], inv) for old, v, inv in found])
     return new
 
   start = [
-    [_identities(g, w[0], p.statistics) for w, p in zip(of_group, g.parts, strict=True)]
+    [identities(g, w[0], p.statistics) for w, p in zip(of_group, g.parts, strict=True)]
     for g, of_group in zip(groups, factors, strict=True)
   ]
-  powers = jax.lax.fori_loop(0, shifts.POLES, add, start)
-  return _results(systems, groups, powers, previous)
+  return jax.lax.fori_loop(0, shifts.POLES, add, start)
 
 
-class _Part(NamedTuple):
-  """Matrices of one layer, or of many as one flat batch.
-
-  Attributes:
-    members: positions of the layers.
-    statistics: as in :class:`Matrices`.
-    scale: likewise.
-    shift: likewise.
-  """
-
-  members: tuple[int, ...]
-  statistics: Stored
-  scale: Float[Array, "*batch"]
-  shift: Float[Array, "*batch"]
-
-  def matrices(
-    self, group: "_Group", more: Float[Array, "*#batch"] | int = 0
-  ) -> Stored:
-    """``scale G + (shift + more) I``."""
-    scaled = _times(group, self.scale, self.statistics)
-    return scaled + _identities(group, self.shift + more, self.statistics)
-
-  def joined(
-    self, systems: Sequence[Matrices], values: Sequence[Float[Array, "k ..."]]
-  ) -> Float[Array, "k *batch"]:
-    """Values of the members, in the shape of their joint batch."""
-    full = [
-      jnp.broadcast_to(values[i], (len(values[i]), *systems[i].batch))
-      for i in self.members
-    ]
-    if len(full) == 1:
-      return full[0]
-    return jnp.concatenate([v.reshape(len(v), -1) for v in full], axis=1)
-
-
-class _Group(NamedTuple):
-  """Parts whose matrices have one order and go through one program."""
-
-  is_packed: bool
-  as_factor: bool
-  parts: list[_Part]
-
-
-def _groups(systems: Sequence[Matrices]) -> list[_Group]:
-  found = collections.defaultdict(list)
-  for index, system in enumerate(systems):
-    found[_kind(index, system)].append(index)
-  groups = []
-  for indices in found.values():
-    first = systems[indices[0]]
-    each = [tuple(indices)] if _may_join() else [(index,) for index in indices]
-    parts = [_part(systems, members) for members in each]
-    groups.append(_Group(first.is_packed, first.as_factor, parts))
-  return groups
-
-
-def _kind(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
-  """What the layers of a group have in common."""
-  statistics = system.statistics
-  if system.is_packed:
-    return True, system.as_factor, len(statistics), statistics.dtype, -1
-  alone = -1 if _may_join() else index
-  return False, False, padded_order(statistics.shape[-1]), statistics.dtype, alone
-
-
-def _may_join() -> bool:
-  """Whether batches of different layers may become one."""
-  return jax.device_count() == 1
-
-
-def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> _Part:
-  layers = [systems[index] for index in members]
-  scale = [jnp.broadcast_to(a.scale, a.batch) for a in layers]
-  shift = [jnp.broadcast_to(a.shift, a.batch) for a in layers]
-  if len(layers) == 1:
-    return _Part(members, layers[0].statistics, scale[0], shift[0])
-  values = [a.statistics for a in layers]
-  if layers[0].is_packed:
-    joined = jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1)
-  else:
-    order = max(v.shape[-1] for v in values)
-    joined = jnp.concatenate([_flat(v, order) for v in values])
-  flat_scale, flat_shift = (
-    jnp.concatenate([v.reshape(-1) for v in each]) for each in (scale, shift)
-  )
-  return _Part(members, joined, flat_scale, flat_shift)
-
-
-def _flat(
-  statistics: Float[Array, "*batch n n"], order: int
-) -> Float[Array, "matrices {order} {order}"]:
-  """Matrices with one axis for the batch, padded with zeros."""
-  n = statistics.shape[-1]
-  margin = [(0, 0)] * (statistics.ndim - 2) + [(0, order - n)] * 2
-  padded = jnp.pad(statistics, margin) if order > n else statistics
-  return padded.reshape(-1, order, order)
-
-
-def _times(group: _Group, factor: Float[Array, "*batch"], matrices: Stored) -> Stored:
-  """Matrices multiplied by a factor each."""
-  return (factor[None] if group.is_packed else factor[..., None, None]) * matrices
-
-
-def _identities(group: _Group, factor: Float[Array, "*batch"], like: Stored) -> Stored:
-  """Multiples of the identity in the shape of other matrices."""
+def _row_scales(
+  group: Group, part: Part, order: Float[Array, "*batch"]
+) -> Float[Array, "n *batch"]:
   if group.is_packed:
-    n = triangles.unpacked_size(len(like))
-    return factor[None] * triangles.identity(n, like.shape[1:], like.dtype)
-  eye = jnp.eye(like.shape[-1], dtype=like.dtype)
-  return factor[..., None, None] * eye.reshape(*[1] * (like.ndim - 2), *eye.shape)
+    return row_scales(triangles.diagonal(part.statistics), order, part.scale)
+  return row_scales(diagonals(part.statistics), order, part.scale)
+
+
+def _outer(group: Group, rows: Float[Array, "n *batch"]) -> Stored:
+  """``f f^T`` in the layout of the group's matrices."""
+  if group.is_packed:
+    return triangles.outer(rows)
+  rows = jnp.moveaxis(rows, 0, -1)
+  return rows[..., :, None] * rows[..., None, :]
 
 
 def _expansions(
-  systems: Sequence[Matrices], exponents: Sequence[Float[Array, "..."]]
-) -> tuple[list[Float[Array, "poles ..."]], list[Float[Array, "terms ..."]]]:
-  """Shifts and weights of every layer's matrices.
+  systems: Sequence[Matrices],
+  groups: Sequence[Group],
+  exponents: Sequence[Float[Array, "..."]],
+) -> tuple[_OfParts, _OfParts]:
+  """Shifts ``(poles, *batch)`` and weights ``(terms, *batch)`` of every part.
 
-  They are computed for all layers in one array: a deep network would otherwise spend
-  most of its compile time on them.
+  They are computed for all parts in one array, and never for a layer by itself: a deep
+  network would otherwise spend most of its compile time on them.
   """
   widest = max((a.shift.dtype for a in systems), key=lambda dtype: dtype.itemsize)
-  shapes, leasts, bounds, powers = [], [], [], []
-  for system, exponent in zip(systems, exponents, strict=True):
-    least, order, p = jnp.broadcast_arrays(
-      *(jnp.asarray(v, widest) for v in (system.shift, system.order, exponent))
+  parts = [part for group in groups for part in group.parts]
+  orders = [jnp.asarray(system.order, widest) for system in systems]
+  exponents = [exponent.astype(widest) for exponent in exponents]
+  p, least, order = (
+    jnp.concatenate([values.astype(widest).reshape(-1) for values in each])
+    for each in (
+      [part.join(systems, exponents) for part in parts],
+      [part.shift for part in parts],
+      [part.join(systems, orders) for part in parts],
     )
-    shapes.append(least.shape)
-    leasts.append(least.reshape(-1))
-    bounds.append(1 + order.reshape(-1) / leasts[-1])
-    powers.append(p.reshape(-1))
-  least, bound, p = map(jnp.concatenate, (leasts, bounds, powers))
+  )
+  bound = 1 + order / least
   poles = least[None] * shifts.shifts(bound)
   # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
   weights = (least**-p)[None] * shifts.weights(p, bound)
   weights = weights.at[1:].multiply(least[None])
-  ends = _ends([len(part) for part in leasts])
+  ends = ends_of([part.shift.size for part in parts])
 
-  def apart(joined: Float[Array, "k matrices"]) -> list[Float[Array, "k ..."]]:
+  def apart(joined: Float[Array, "k matrices"]) -> list[list[Float[Array, "k ..."]]]:
+    pieces = iter(jnp.split(joined, ends, axis=1))
     return [
-      part.reshape(len(joined), *shape).astype(system.shift.dtype)
-      for part, shape, system in zip(
-        jnp.split(joined, ends, axis=1), shapes, systems, strict=True
-      )
+      [
+        next(pieces).reshape(len(joined), *part.shift.shape).astype(part.shift.dtype)
+        for part in group.parts
+      ]
+      for group in groups
     ]
 
   return apart(poles), apart(weights)
@@ -287,110 +187,26 @@ def _expansions(
 
 def _results(
   systems: Sequence[Matrices],
-  groups: Sequence[_Group],
+  groups: Sequence[Group],
   new: Sequence[Sequence[Float[Array, "..."]]],
   previous: Sequence[Float[Array, "..."]],
 ) -> list[Results]:
   """Each layer's own matrices, the previous ones where the new are not finite."""
   results: dict[int, Results] = {}
   for group, values in zip(groups, new, strict=True):
+    axes = (0,) if group.is_packed else (-2, -1)
     for part, value in zip(group.parts, values, strict=True):
-      accepted = jnp.all(
-        jnp.isfinite(value), axis=(0,) if group.is_packed else (-2, -1)
-      )
+      accepted = jnp.all(jnp.isfinite(value), axis=axes, keepdims=True)
+      old = joined([previous[index] for index in part.members], group.is_packed)
+      fresh = jnp.where(accepted, value, old)
       sizes = [math.prod(systems[index].batch) for index in part.members]
-      apart = _split(value, sizes, 1 if group.is_packed else 0)
-      for index, own, kept in zip(
-        part.members, apart, _split(accepted, sizes, 0), strict=True
-      ):
-        system = systems[index]
+      apart = split(fresh, sizes, 1 if group.is_packed else 0)
+      kept = split(accepted.reshape(-1), sizes, 0) if group.as_factor else []
+      for position, index in enumerate(part.members):
+        system, own = systems[index], apart[position]
         n = system.statistics.shape[-1]
-        if not group.is_packed:
-          own = own[..., :n, :n]
+        own = own if group.is_packed else own[..., :n, :n]
         own = own.reshape(system.statistics.shape)
-        kept = kept.reshape(system.batch)
-        fresh = jnp.where(_beside(group, kept), own, previous[index])
-        results[index] = Results(fresh, kept, system.shift)
+        is_new = kept[position].reshape(system.batch) if kept else True
+        results[index] = Results(own, system.shift, is_new)
   return [results[index] for index in range(len(systems))]
-
-
-def _beside(
-  group: _Group, values: Bool[Array, "*batch"]
-) -> Bool[Array, "1 *batch"] | Bool[Array, "*batch 1 1"]:
-  """A value for each matrix, ready to broadcast against their elements."""
-  return values[None] if group.is_packed else values[..., None, None]
-
-
-def _invert(
-  group: _Group, values: list[Float[Array, "..."]], method: Method
-) -> list[Float[Array, "..."]]:
-  """Inverses of a group's matrices, not finite where there is none."""
-  if group.is_packed:
-    function = _PACKED[method, group.as_factor]
-    return [function(v) for v in values] if method == "linalg" else function(values)
-  return [_invert_matrices(v, method) for v in values]
-
-
-def _invert_matrices(
-  matrices: Float[Array, "*batch n n"], method: Method
-) -> Float[Array, "*batch n n"]:
-  if method == "linalg":
-    return jnp.linalg.inv(devices.whole(matrices))
-  n = matrices.shape[-1]
-  padded = pad(matrices, padded_order(n)) if _may_join() else matrices
-  return spd_inverse(padded)[..., :n, :n]
-
-
-def _split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
-  """A part's batch, cut into those of its layers."""
-  if len(sizes) == 1:
-    return [joined]
-  return jax.lax.platform_dependent(
-    joined,
-    cpu=functools.partial(_split_on_cpu, sizes=sizes, axis=axis),
-    default=lambda joined: jnp.split(joined, _ends(sizes), axis=axis),
-  )
-
-
-def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
-  """:func:`_split` with one kernel for all parts of one size.
-
-  XLA compiles a kernel for every constant offset, which was a third of a deep network's
-  compile time. It cannot constant-fold offsets returned from a conditional.
-  """
-  starts = [jnp.int32(start) for start in (0, *_ends(sizes))]
-  offsets = jax.lax.cond(
-    jax.lax.optimization_barrier(jnp.array(False)),
-    lambda: [jnp.zeros_like(start) for start in starts],
-    lambda: starts,
-  )
-  return [
-    jax.lax.dynamic_slice_in_dim(joined, offset, size, axis)
-    for offset, size in zip(offsets, sizes, strict=True)
-  ]
-
-
-def _linalg_inverse(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
-  matrices = jnp.moveaxis(triangles.unpack(values), (0, 1), (-2, -1))
-  return triangles.pack(jnp.moveaxis(jnp.linalg.inv(matrices), (-2, -1), (0, 1)))
-
-
-def _linalg_factor(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
-  matrices = jnp.moveaxis(triangles.unpack(values), (0, 1), (-2, -1))
-  factors = jnp.linalg.inv(jnp.linalg.cholesky(matrices))
-  # A packed triangle is read as the upper one, and the factor is lower triangular.
-  return triangles.pack(jnp.moveaxis(factors, (-2, -1), (1, 0)))
-
-
-_PACKED: dict[tuple[Method, bool], Callable[[Any], Any]] = {
-  ("sweep", False): triangles.inverse,
-  ("sweep", True): triangles.inverse_factor,
-  ("linalg", False): _linalg_inverse,
-  ("linalg", True): _linalg_factor,
-}
-"""By method, and whether the inverse's factor is wanted."""
-
-
-def _ends(sizes: list[int]) -> list[int]:
-  """Where to split so that the parts have the given sizes."""
-  return list(itertools.accumulate(sizes[:-1]))

@@ -1,7 +1,9 @@
-"""Products ``A A^T`` and products with matrices that are kept in parts."""
+"""Products ``A A^T``, products with matrices in parts, and diagonals."""
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -77,3 +79,20 @@ def apply(
 ) -> Float[Array, "*batch n m"]:
   """``P V``; on a mesh only ``V`` travels."""
   return jnp.matmul(matrices, devices.whole(columns), precision=_HIGHEST)
+
+
+def diagonals(matrices: Float[Array, "*batch n n"]) -> Float[Array, "n *batch"]:
+  """Diagonals as block vectors."""
+  return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
+
+
+def inner(
+  a: Sequence[Float[Array, "..."]],
+  b: Sequence[Float[Array, "..."]],
+  axes: tuple[int, ...],
+  keepdims: bool = False,
+) -> Float[Array, "..."]:
+  """Sums of products over ``axes`` of arrays in pieces, in the dtype of ``a``."""
+  pairs = zip(a, b, strict=True)
+  sums = [jnp.sum(x * y.astype(x.dtype), axes, keepdims=keepdims) for x, y in pairs]
+  return functools.reduce(jnp.add, sums)

@@ -7,18 +7,20 @@ With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update:
   kappa        =  clip(average of r, 0, 1)                     persistence
   G_b         <-  beta G_b + (1 - beta) g_b g_b^T              every T1 steps
   A_b          =  (1 - alpha) G_b / (c tau) + alpha I          alpha = n / (n + N)
-  R_b         <-  (A_b + lambda I)^(-exponent (1 - sqrt(kappa)))    early, then every T2
+  R_b         <-  F (A_b + lambda I)^(-exponent (1 - sqrt(kappa))) F
+                                                 early, then every T2 steps
   d_b          =  R_b m^_b
   update_b     =  d_b |a_b| / |d_b|
 
 ``tau`` is the mean diagonal of ``G_b / c`` and ``N`` the number of gradients that
-``G_b`` is made of: a matrix is trusted as far as it is filled. Blocks of one element
-take ``a``.
+``G_b`` is made of: a matrix is trusted as far as it is filled. ``F`` is the identity,
+or scales rows as Adam does where their scales differ by orders of magnitude
+(:mod:`mbf_optax._linalg.rows`). Blocks of one element take ``a``.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +33,13 @@ from mbf_optax._estimators.estimator import (
   unregularized,
 )
 from mbf_optax._linalg import batches
+from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.methods import Method
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
+from mbf_optax._optimizers.adam_state import MbfAdamState, init_state
+from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import (
   Layers,
@@ -46,33 +52,13 @@ from mbf_optax._optimizers.layers import (
 from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
 from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
-from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
 from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks, paths
 from mbf_optax._tree.shapes import Array, Bool, Float, Int
-
-
-class MbfAdamState(NamedTuple):
-  """State of :func:`scale_by_mbf_adam`: arrays only.
-
-  Attributes:
-    adam: optax's own state of Adam, ``count``, ``mu`` and ``nu``, float32 or wider (or
-      ``mu`` in ``mu_dtype``).
-    bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
-      s`` after ``s`` statistics from a zero start, 1 after a warm start.
-    foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
-      average of the foretold share ``r``, not corrected for its start at zero.
-    curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
-      scalars for a tree without leaves.
-  """
-
-  adam: optax.ScaleByAdamState
-  bias_correction: Float[Array, ""]
-  foretold: dict[str, Float[Array, "*stack"]]
-  curvature: States
 
 
 def scale_by_mbf_adam(
@@ -90,7 +76,7 @@ def scale_by_mbf_adam(
   curvature_update_period: jax.typing.ArrayLike = 1,
   inverse_update_period: jax.typing.ArrayLike = 10,
   partition: Partition | None = None,
-  inverse: batches.Method = "sweep",
+  inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients as Adam does, with a matrix for every mini-block.
@@ -106,14 +92,19 @@ def scale_by_mbf_adam(
       \quad\text{every } T_1 \text{ steps} \\
     A_b &= (1 - \alpha) G_b / (c \tau) + \alpha I,
       \quad \alpha = n / (n + N) \\
-    R_b &\leftarrow (A_b + \lambda I)^{-p (1 - \sqrt\kappa)}
+    R_b &\leftarrow F_b (A_b + \lambda I)^{-p (1 - \sqrt\kappa)} F_b
       \quad\text{at } t = 1, 2, 4, 8, \ldots \text{ and every } T_2 \text{ steps} \\
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
   where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the
   mean diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the
-  number of gradient vectors that :math:`G_b` is made of. The persistence
+  number of gradient vectors that :math:`G_b` is made of. :math:`F_b` is
+  :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s =
+  \operatorname{clip}((0.4 - u) / 0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 -
+  \alpha) D + \alpha} / n)^2` is the share of elements that have the others' scale: the
+  identity where that is 0.4 or more, as it is for activations, and Adam's own scaling
+  of inputs whose scales differ by orders of magnitude. The persistence
   :math:`\kappa` of a layer is near one while its gradient persists; then the step
   follows Adam's momentum at Adam's length. It is near zero where the gradient is noise
   or oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers
@@ -202,7 +193,7 @@ class _Method:
   curvature_update_period: jax.typing.ArrayLike
   inverse_update_period: jax.typing.ArrayLike
   partition: Partition
-  inverse: batches.Method
+  inverse: Method
   inverse_dtype: jax.typing.DTypeLike | None
 
   def __post_init__(self) -> None:
@@ -214,7 +205,7 @@ class _Method:
     checks.decay("curvature_ema", self.curvature_ema)
     checks.period("curvature_update_period", self.curvature_update_period)
     checks.period("inverse_update_period", self.inverse_update_period)
-    checks.choice("inverse", self.inverse, get_args(batches.Method))
+    checks.choice("inverse", self.inverse, get_args(Method))
     checks.floating("inverse_dtype", self.inverse_dtype)
 
   def init(self, params: optax.Params) -> MbfAdamState:
@@ -267,7 +258,7 @@ class _Method:
   ) -> tuple[optax.Updates, MbfAdamState]:
     """The update rule; ``source`` are the gradients that the statistics see."""
     k, beta = state.adam.count, self.curvature_ema
-    usable = jax.tree.map(moments.without_faults, g)
+    usable = without_faults(g)
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
     kappa = {path: persistence(average, k + 1) for path, average in r.items()}
@@ -322,7 +313,7 @@ class _Method:
     averages = {}
     for estimator in layers.estimators:
       r = estimator.reading
-      new = foretold(to_blocks(r, leaves), to_blocks(r, before), len(r.stack_shape))
+      new = foretold(to_pieces(r, leaves), to_pieces(r, before), len(r.stack_shape))
       old = state.foretold[r.path]
       averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
@@ -340,7 +331,7 @@ class _Method:
     k: Int[Array, ""],
     kappa: dict[str, Float[Array, "..."]],
   ) -> States:
-    """``R = (A + lambda I)^(-exponent (1 - sqrt(kappa)))`` of every layer."""
+    """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer."""
     exponents = []
     for estimator in layers.estimators:
       share = 1 - jnp.sqrt(kappa[estimator.reading.path])
@@ -352,35 +343,18 @@ class _Method:
     return layers.refresh(G, regularize, powers)
 
 
-def init_state(
-  adam: optax.GradientTransformation, layers: Layers, params: optax.Params
-) -> MbfAdamState:
-  """State before the first gradient."""
-  blocks = layers.blocks
-  leaves = paths.flatten(params)
-  averages = {
-    e.reading.path: jnp.zeros(e.reading.stack_shape) for e in blocks.estimators
-  }
-  return MbfAdamState(
-    adam=adam.init(states.zeros(params)),
-    bias_correction=jnp.zeros(()),
-    foretold=states.by_layer(averages, leaves),
-    curvature=states.by_layer(blocks.init(leaves), leaves),
-  )
-
-
 def _powers(
-  systems: list[batches.Matrices],
+  systems: list[Matrices],
   previous: list[Float[Array, "..."]],
   exponents: list[Float[Array, "..."]],
-  method: batches.Method,
-) -> list[batches.Results]:
+  method: Method,
+) -> list[Results]:
   """Powers of matrices, given the exponents ``(*stack,)`` of their layers."""
   aligned = [
     p.astype(a.shift.dtype).reshape(*p.shape, *[1] * (a.shift.ndim - p.ndim))
     for p, a in zip(exponents, systems, strict=True)
   ]
-  return batches.inverse_powers(systems, aligned, previous, method)
+  return batches.row_scaled_powers(systems, aligned, previous, method)
 
 
 def _resized(
@@ -391,7 +365,7 @@ def _resized(
   d = estimator.precondition(
     computed(estimator, state), to_blocks(r, m_hat), unregularized
   )
-  wanted, own = estimator.norms(to_blocks(r, a)), estimator.norms(d)
+  wanted, own = estimator.norms(to_pieces(r, a)), estimator.norms((d,))
   return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
 
 

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from mbf_optax._linalg.batches import Method
+from mbf_optax._linalg.methods import Method
 from mbf_optax._optimizers.adam import scale_by_mbf_adam
 from mbf_optax._optimizers.decay import Mask, decoupled_weight_decay
 from mbf_optax._optimizers.fisher import scale_by_mbf

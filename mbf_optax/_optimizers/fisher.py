@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from mbf_optax._estimators.estimator import Regularizer, Spectrum
 from mbf_optax._linalg import batches
+from mbf_optax._linalg.methods import Method
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.instruction import WarmStart
@@ -65,7 +66,7 @@ def scale_by_mbf(
   curvature_update_period: jax.typing.ArrayLike = 1,
   inverse_update_period: jax.typing.ArrayLike = 2,
   partition: Partition | None = None,
-  inverse: batches.Method = "sweep",
+  inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
@@ -153,7 +154,7 @@ class _Method:
   curvature_update_period: jax.typing.ArrayLike
   inverse_update_period: jax.typing.ArrayLike
   partition: Partition
-  inverse: batches.Method
+  inverse: Method
   inverse_dtype: jax.typing.DTypeLike | None
 
   def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ class _Method:
     checks.decay("curvature_ema", self.curvature_ema)
     checks.period("curvature_update_period", self.curvature_update_period)
     checks.period("inverse_update_period", self.inverse_update_period)
-    checks.choice("inverse", self.inverse, get_args(batches.Method))
+    checks.choice("inverse", self.inverse, get_args(Method))
     checks.floating("inverse_dtype", self.inverse_dtype)
 
   def init(self, params: optax.Params) -> MbfState:
@@ -308,12 +309,6 @@ def init_state(layers: Layers, params: optax.Params) -> MbfState:
     momentum=states.zeros(params),
     curvature=states.by_layer(layers.init(leaves), leaves),
   )
-
-
-def _finite_or_old(
-  new: Inexact[Array, "*shape"], old: Inexact[Array, "*shape"]
-) -> Inexact[Array, "*shape"]:
-  return jnp.where(jnp.isfinite(new), new, old)
 
 
 def _renewed_with_statistics(layers: Layers) -> Layers:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from mbf_optax._optimizers.adam import MbfAdamState
+from mbf_optax._optimizers.adam_state import MbfAdamState
 from mbf_optax._optimizers.fisher import MbfState
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mbf_optax._estimators.estimator import norm
+from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Partition, Reading
 from mbf_optax._partition.presets import flax_partition
@@ -87,7 +88,7 @@ def graft(
       wide, state.direction, params, **extra_args
     )
     sized, magnitude_state = magnitude.update(
-      _without_faults(wide), state.magnitude, params, **extra_args
+      without_faults(wide), state.magnitude, params, **extra_args
     )
     along_leaves, leaves = flatten(along), flatten(sized)
     for reading in partition(updates):
@@ -108,16 +109,6 @@ def _wide(updates: optax.Updates) -> optax.Updates:
   return jax.tree.map(as_float, updates)
 
 
-def _without_faults(updates: optax.Updates) -> optax.Updates:
-  """Zeroes elements that are not finite or overflow when squared.
-
-  They would otherwise poison Adam's moments.
-  """
-  return jax.tree.map(
-    lambda leaf: jnp.where(jnp.isfinite(jnp.square(jnp.abs(leaf))), leaf, 0), updates
-  )
-
-
 def _resized(
   reading: Reading, along: Leaves, sized: Leaves, lengths: Lengths
 ) -> Leaves:
@@ -125,5 +116,5 @@ def _resized(
   d, a = to_blocks(reading, along), to_blocks(reading, sized)
   stacked = len(reading.stack_shape)
   axes = (0,) if lengths == "block" else (0, *range(1 + stacked, d.ndim))
-  own, wanted = norm(d, axes), norm(a, axes)
+  own, wanted = norm((d,), axes), norm((a,), axes)
   return from_blocks(reading, jnp.where(own > 0, d / own, 0) * wanted)

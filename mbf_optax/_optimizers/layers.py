@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 
 from mbf_optax._estimators.estimator import Estimator, Regularizer
 from mbf_optax._estimators.table import estimator_of
-from mbf_optax._linalg.batches import Matrices, Results
+from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._mesh import devices
+from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
@@ -84,7 +85,7 @@ class Layers:
     new = {}
     for estimator in self.estimators:
       state = states[estimator.reading.path]
-      gradient = to_blocks(estimator.reading, gradients)
+      gradient = without_faults(to_blocks(estimator.reading, gradients))
       if estimator.sides:
         gradient = gradient.astype(statistics_dtype(state))
       decay = devices.replicated(ema, statistics_dtype(state))
@@ -159,7 +160,7 @@ def _cast_inverses(
   estimator: Estimator, state: Any, dtype: jax.typing.DTypeLike
 ) -> Any:
   results = [
-    Results(inverse.astype(dtype), jnp.array(True), jnp.array(0.0))
+    Results(inverse.astype(dtype), jnp.array(0.0), jnp.array(True))
     for inverse in estimator.inverses(state)
   ]
   return estimator.with_inverses(state, results)
@@ -172,6 +173,8 @@ def every(
   value: Any,
 ) -> Any:
   """``function(value)`` at every ``period``-th count from 0 on, else ``value``."""
+  if isinstance(period, int) and period == 1:
+    return function(value)  # a branch would be compiled and hold copies
   period = devices.replicated(period, count.dtype)
   return when(count % period == 0, function, value)
 

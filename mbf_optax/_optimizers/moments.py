@@ -11,12 +11,6 @@ from mbf_optax._tree.dtypes import as_float
 from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
 
-def without_faults(g: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-  """Wide, with zeros for elements whose squares would stay in the moments for good."""
-  g = as_float(g)
-  return jnp.where(jnp.isfinite(jnp.square(jnp.abs(g))), g, 0)
-
-
 def plain(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> Any:
   """The corrected momentum ``m^``."""
   del g

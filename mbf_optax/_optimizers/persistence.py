@@ -9,25 +9,22 @@ it is noise or oscillates.
 
 import jax.numpy as jnp
 
+from mbf_optax._linalg.products import inner
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float, Int
 
 MEMORY = 0.9
 """Decay of the moving average: persistence is that of the last ten steps or so."""
 
 
-def foretold(
-  g: Float[Array, "n *batch"], m_hat: Float[Array, "n *batch"], stack_ndim: int
-) -> Float[Array, "*stack"]:
+def foretold(g: Pieces, m_hat: Pieces, stack_ndim: int) -> Float[Array, "*stack"]:
   """The foretold share ``r`` of block vectors, for every stacked layer.
 
-  Both are taken in units of the largest element, so that no square over- or underflows.
+  Zero where squares over- or underflow, as they do in Adam's second moment.
   """
-  axes, m_hat = (0, *range(1 + stack_ndim, g.ndim)), m_hat.astype(g.dtype)
-  largest = jnp.maximum(jnp.abs(g), jnp.abs(m_hat)).max(axis=axes, keepdims=True)
-  unit = jnp.where(largest > 0, largest, 1)
-  g, m_hat = g / unit, m_hat / unit
-  longer = jnp.maximum(jnp.sum(g**2, axis=axes), jnp.sum(m_hat**2, axis=axes))
-  share = jnp.sum(g * m_hat, axis=axes) / jnp.where(longer > 0, longer, 1)
+  axes = (0, *range(1 + stack_ndim, g[0].ndim))
+  longer = jnp.maximum(inner(g, g, axes), inner(m_hat, m_hat, axes))
+  share = inner(g, m_hat, axes) / jnp.where(longer > 0, longer, 1)
   return jnp.where(jnp.isfinite(share), share, 0)
 
 

@@ -6,6 +6,7 @@ blocks: every column is one mini-block. A convolution kernel ``(3, 3, in, out)``
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -13,6 +14,9 @@ from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import as_float
 from mbf_optax._tree.paths import Leaves
 from mbf_optax._tree.shapes import Array, Inexact
+
+Pieces = Sequence[Inexact[Array, "_ *batch"]]
+"""Block vectors in pieces of consecutive elements."""
 
 
 def to_blocks(reading: Reading, leaves: Leaves) -> Inexact[Array, "n *batch"]:
@@ -24,20 +28,29 @@ def to_blocks(reading: Reading, leaves: Leaves) -> Inexact[Array, "n *batch"]:
     reading: the layer.
     leaves: arrays by path; the weight array and, if joined, its bias are taken.
   """
+  pieces = to_pieces(reading, leaves)
+  return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+
+
+def to_pieces(reading: Reading, leaves: Leaves) -> Pieces:
+  """:func:`to_blocks` in one piece for each array.
+
+  Joining them is a pass over memory that sums and lengths can do without.
+  """
   array = as_float(leaves[reading.path])
   if reading.layer.elementwise:
-    return array[None]
+    return (array[None],)
   axes = reading.layer.block_axes
   blocks = jnp.transpose(array, axes + reading.batch_axes)
   size = math.prod(reading.shape[axis] for axis in axes)  # -1 fails without blocks
   blocks = blocks.reshape(size, *reading.batch_shape)
   if reading.bias_path is None:
-    return blocks
+    return (blocks,)
   order = reading.bias_axes
   bias = as_float(leaves[reading.bias_path])
   bias = bias.reshape([reading.shape[axis] for axis in order])
   bias = jnp.transpose(bias, [order.index(axis) for axis in reading.batch_axes])
-  return jnp.concatenate([blocks, bias[None]])
+  return blocks, bias[None]
 
 
 def from_blocks(reading: Reading, blocks: Inexact[Array, "n *batch"]) -> Leaves:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mbf_optax._estimators.estimator import Estimator, unregularized
-from mbf_optax._optimizers.adam import MbfAdamState
+from mbf_optax._optimizers.adam_state import MbfAdamState
 from mbf_optax._optimizers.fisher import MbfState
 from mbf_optax._optimizers.found import find_states, plain
 from mbf_optax._optimizers.layers import Layers, computed

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._estimators.full import diagonals
 from mbf_optax._estimators.shared import Parts
+from mbf_optax._linalg.products import diagonals
 
 
 @pytest.mark.parametrize(

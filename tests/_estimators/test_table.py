@@ -12,7 +12,7 @@ import pytest
 import mbf_optax
 from mbf_optax._estimators import axes, table
 from mbf_optax._estimators.estimator import Blocks, Operations, Spectrum
-from mbf_optax._linalg.batches import Matrices
+from mbf_optax._linalg.groups import Matrices
 from mbf_optax._partition.layer import Estimator, Layer, Reading, read
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mbf_optax._linalg import batches, shifts, triangles
-from mbf_optax._linalg.batches import Matrices
+from mbf_optax._linalg.groups import Matrices
+from mbf_optax._linalg.rows import row_scales
 
 LEAST, SCALE = 0.1, 3.0
 SHAPES = [(4, 9), (2, 3, 9), (5, 4), (2, 40), (33,), (3, 60)]
@@ -82,8 +83,6 @@ def test_layers_are_inverted_together(method):
   results = inverses(method)(values_of(given), previous)
   for matrix, system, result in zip(dense(), given, results, strict=True):
     assert result.values.shape == system.statistics.shape
-    assert result.accepted.shape == matrix.shape[:-2]
-    assert np.all(result.accepted)
     found = unpacked(system, result.values)
     np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-3, atol=1e-4)
 
@@ -115,10 +114,9 @@ def check_broken(given, broken, results):
   for system, values, result in zip(given, broken, results, strict=True):
     is_nan = np.isnan(np.asarray(values))
     assert is_nan.any()
-    new, accepted = np.asarray(result.values), np.asarray(result.accepted)
+    new = np.asarray(result.values)
     np.testing.assert_array_equal(new[is_nan], 7.0)
     assert not np.any(new[~is_nan] == 7.0)
-    assert np.sum(~accepted) == np.sum(is_nan) / (is_nan.size / accepted.size)
     np.testing.assert_array_equal(result.shift, system.shift)
 
 
@@ -156,6 +154,33 @@ def test_powers_are_within_the_bound_of_the_shifts(p):
     error = np.linalg.norm(unpacked(system, result.values) - exact, 2, (-2, -1))
     tolerance = 2e-5 if p in (0, 1) else 1e-3
     assert np.all(error < tolerance * np.linalg.norm(exact, 2, (-2, -1)))
+
+
+def test_rows_of_uneven_matrices_are_scaled():
+  """On both sides of the power, in every layout, layer by layer."""
+  given, rng = [], np.random.default_rng(1)
+  for system, matrices in zip(systems(), statistics(), strict=True):
+    f = np.geomspace(1e-2, 1e2, matrices.shape[-1])[rng.permutation(matrices.shape[-1])]
+    uneven = f[:, None] * matrices * f
+    n = matrices.shape[-1]
+    uneven = (
+      uneven * (n / np.trace(uneven, axis1=-2, axis2=-1))[..., None, None] / SCALE
+    )
+    values = packed(uneven) if system.is_packed else jnp.asarray(uneven)
+    given.append(system._replace(statistics=values.astype(jnp.float32)))
+  previous = [jnp.zeros_like(system.statistics) for system in given]
+  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
+  plain = batches.inverse_powers(given, exponents, previous)
+  scaled = batches.row_scaled_powers(given, exponents, previous)
+  for system, own, result in zip(given, plain, scaled, strict=True):
+    g = unpacked(system, system.statistics)
+    d = np.moveaxis(np.diagonal(g, axis1=-2, axis2=-1), -1, 0)
+    order = jnp.full(d.shape[1:], len(d), jnp.float32)
+    trust = jnp.full(d.shape[1:], SCALE)  # the mean diagonal is one over SCALE
+    f = np.moveaxis(np.asarray(row_scales(jnp.asarray(d), order, trust)), 0, -1)
+    assert np.all(np.max(f, axis=-1) > 2)
+    expected = f[..., :, None] * unpacked(system, own.values) * f[..., None, :]
+    np.testing.assert_allclose(unpacked(system, result.values), expected, rtol=1e-5)
 
 
 def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():

@@ -1,0 +1,209 @@
+"""Matrices of equal order from all layers, joined into one batch and cut again.
+
+So the compiled program grows with the number of distinct orders and not with the depth
+of the network. With several devices every layer stays by itself: joining would undo
+each layer's sharding.
+"""
+
+import collections
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbf_optax._linalg import triangles
+from mbf_optax._linalg.sweep import padded_order
+from mbf_optax._tree.shapes import Array, Bool, Float, Int
+
+Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
+"""Symmetric matrices: packed triangles, or whole matrices."""
+
+
+class Matrices(NamedTuple):
+  """Symmetric positive definite matrices ``scale G + shift I`` of one layer.
+
+  Attributes:
+    statistics: ``G``.
+    is_packed: whether they are packed triangles.
+    scale: of the rank of ``batch``.
+    shift: likewise; a lower bound of the eigenvalues.
+    order: number of rows without padding.
+    as_factor: whether ``L^(-1)`` of the packed ``A = L L^T`` is wanted for ``A^(-1)``.
+  """
+
+  statistics: Stored
+  is_packed: bool
+  scale: Float[Array, "*#batch"]
+  shift: Float[Array, "*#batch"]
+  order: Int[np.ndarray, "*#batch"] | int = 1
+  as_factor: bool = False
+
+  @property
+  def batch(self) -> tuple[int, ...]:
+    """Shape of the batch."""
+    shape = self.statistics.shape
+    return shape[1:] if self.is_packed else shape[:-2]
+
+
+class Results(NamedTuple):
+  """Inverses or powers of a layer's matrices.
+
+  Attributes:
+    values: where a new one is not finite, the previous.
+    shift: as it came with the matrices.
+    is_new: whether each matrix has a new one; told of factors alone.
+  """
+
+  values: Stored
+  shift: Float[Array, "*#batch"]
+  is_new: Bool[Array, "*batch"] | bool = True
+
+
+class Part(NamedTuple):
+  """Matrices of one layer, or of many as one flat batch.
+
+  Attributes:
+    members: positions of the layers.
+    statistics: as in :class:`Matrices`.
+    scale: likewise.
+    shift: likewise.
+  """
+
+  members: tuple[int, ...]
+  statistics: Stored
+  scale: Float[Array, "*batch"]
+  shift: Float[Array, "*batch"]
+
+  def matrices(self, group: "Group", more: Float[Array, "*#batch"] | int = 0) -> Stored:
+    """``scale G + (shift + more) I``."""
+    scaled = times(group, self.scale, self.statistics)
+    return scaled + identities(group, self.shift + more, self.statistics)
+
+  def join(
+    self, systems: Sequence[Matrices], values: Sequence[Any]
+  ) -> Float[Array, "*batch"]:
+    """Values of the members, in the shape of their joint batch."""
+    full = [jnp.broadcast_to(values[i], systems[i].batch) for i in self.members]
+    if len(full) == 1:
+      return full[0]
+    return jnp.concatenate([value.reshape(-1) for value in full])
+
+
+class Group(NamedTuple):
+  """Parts whose matrices have one order and go through one program."""
+
+  is_packed: bool
+  as_factor: bool
+  parts: list[Part]
+
+
+def groups_of(systems: Sequence[Matrices]) -> list[Group]:
+  found = collections.defaultdict(list)
+  for index, system in enumerate(systems):
+    found[_kind(index, system)].append(index)
+  groups = []
+  for indices in found.values():
+    first = systems[indices[0]]
+    each = [tuple(indices)] if may_join() else [(index,) for index in indices]
+    parts = [_part(systems, members) for members in each]
+    groups.append(Group(first.is_packed, first.as_factor, parts))
+  return groups
+
+
+def _kind(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
+  """What the layers of a group have in common."""
+  statistics = system.statistics
+  if system.is_packed:
+    return True, system.as_factor, len(statistics), statistics.dtype, -1
+  alone = -1 if may_join() else index
+  return False, False, padded_order(statistics.shape[-1]), statistics.dtype, alone
+
+
+def may_join() -> bool:
+  """Whether batches of different layers may become one."""
+  return jax.device_count() == 1
+
+
+def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> Part:
+  layers = [systems[index] for index in members]
+  scale = [jnp.broadcast_to(a.scale, a.batch) for a in layers]
+  shift = [jnp.broadcast_to(a.shift, a.batch) for a in layers]
+  if len(layers) == 1:
+    return Part(members, layers[0].statistics, scale[0], shift[0])
+  statistics = joined([a.statistics for a in layers], layers[0].is_packed)
+  flat_scale, flat_shift = (
+    jnp.concatenate([v.reshape(-1) for v in each]) for each in (scale, shift)
+  )
+  return Part(members, statistics, flat_scale, flat_shift)
+
+
+def joined(values: Sequence[Stored], is_packed: bool) -> Stored:
+  """Matrices of some layers as those of one, padded to the largest order."""
+  if len(values) == 1:
+    return values[0]
+  if is_packed:
+    return jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1)
+  order = max(v.shape[-1] for v in values)
+  return jnp.concatenate([_flat(v, order) for v in values])
+
+
+def _flat(
+  statistics: Float[Array, "*batch n n"], order: int
+) -> Float[Array, "matrices {order} {order}"]:
+  """Matrices with one axis for the batch, padded with zeros."""
+  n = statistics.shape[-1]
+  margin = [(0, 0)] * (statistics.ndim - 2) + [(0, order - n)] * 2
+  padded = jnp.pad(statistics, margin) if order > n else statistics
+  return padded.reshape(-1, order, order)
+
+
+def times(group: Group, factor: Float[Array, "*batch"], matrices: Stored) -> Stored:
+  """Matrices multiplied by a factor each."""
+  return (factor[None] if group.is_packed else factor[..., None, None]) * matrices
+
+
+def identities(group: Group, factor: Float[Array, "*batch"], like: Stored) -> Stored:
+  """Multiples of the identity in the shape of other matrices."""
+  if group.is_packed:
+    n = triangles.unpacked_size(len(like))
+    return factor[None] * triangles.identity(n, like.shape[1:], like.dtype)
+  eye = jnp.eye(like.shape[-1], dtype=like.dtype)
+  return factor[..., None, None] * eye.reshape(*[1] * (like.ndim - 2), *eye.shape)
+
+
+def split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
+  """A part's batch, cut into those of its layers."""
+  if len(sizes) == 1:
+    return [joined]
+  return jax.lax.platform_dependent(
+    joined,
+    cpu=functools.partial(_split_on_cpu, sizes=sizes, axis=axis),
+    default=lambda joined: jnp.split(joined, ends_of(sizes), axis=axis),
+  )
+
+
+def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
+  """:func:`_split` with one kernel for all parts of one size.
+
+  XLA compiles a kernel for every constant offset, which was a third of a deep network's
+  compile time. It cannot constant-fold offsets returned from a conditional.
+  """
+  starts = [jnp.int32(start) for start in (0, *ends_of(sizes))]
+  offsets = jax.lax.cond(
+    jax.lax.optimization_barrier(jnp.array(False)),
+    lambda: [jnp.zeros_like(start) for start in starts],
+    lambda: starts,
+  )
+  return [
+    jax.lax.dynamic_slice_in_dim(joined, offset, size, axis)
+    for offset, size in zip(offsets, sizes, strict=True)
+  ]
+
+
+def ends_of(sizes: list[int]) -> list[int]:
+  """Where to split so that the parts have the given sizes."""
+  return list(itertools.accumulate(sizes[:-1]))
