@@ -38,11 +38,14 @@ PROBLEMS: dict[str, Build] = {
   "flow": _without_files(generative.flow),
   "neural_ode": _without_files(science.neural_ode),
   "badly_scaled": _without_files(tabular.badly_scaled),
+  "raw_table": _without_files(tabular.raw_table),
   "adapters": _without_files(adapters.low_rank),
 }
 
 # A default that was chosen on a problem says little about that problem. So defaults are
 # chosen on the first set alone; the second, of other kinds, says what they are worth.
+# Badly scaled regression was in the second until mbf_adam lost there and the scaling of
+# its rows was found on it; a table as it comes took its place.
 TUNING = (
   "vae",
   "convnet",
@@ -53,5 +56,6 @@ TUNING = (
   "poisson",
   "noisy",
   "autoencoder",
+  "badly_scaled",
 )
 HELD_OUT = tuple(name for name in PROBLEMS if name not in TUNING)

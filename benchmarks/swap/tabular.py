@@ -1,4 +1,4 @@
-"""Regression on tables: one with much noise, one with inputs of very unlike scales."""
+"""Regression on tables: with much noise, and with inputs of very unlike scales."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.datasets import load_breast_cancer
 
 from benchmarks.swap.problem import Problem, drawn, squared_error
 
@@ -38,6 +39,16 @@ def badly_scaled() -> Problem:
     (train[0] * scales, train[1]),
     (test[0] * scales, test[1]),
     (64, 6000),
+  )
+
+
+def raw_table() -> Problem:
+  """Thirty measurements of cells in their own units, from 1e-3 to 4e3 (Wolberg)."""
+  x, malignant = load_breast_cancer(return_X_y=True)
+  order = np.random.default_rng(2).permutation(len(x))
+  x, y = x[order].astype(np.float32), malignant[order, None].astype(np.float32)
+  return _regression(
+    "table as it comes", (x[:400], y[:400]), (x[400:], y[400:]), (32, 2000)
   )
 
 

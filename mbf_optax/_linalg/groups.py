@@ -141,7 +141,9 @@ def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> Part:
   return Part(members, statistics, flat_scale, flat_shift)
 
 
-def joined(values: Sequence[Stored], is_packed: bool) -> Stored:
+def joined(
+  values: Sequence[Float[Array, "..."]], is_packed: bool
+) -> Float[Array, "..."]:
   """Matrices of some layers as those of one, padded to the largest order."""
   if len(values) == 1:
     return values[0]
