@@ -2,8 +2,8 @@
 
 Adam, muon, mbf and mbf_adam train once each for 200 steps of 1,000 images, at settings
 that are written below and were not chosen here. Losses are those of the whole training
-set. Seconds are steps times the mean seconds of a step, which are timed in turn, whole
-periods at a time, and without compilation.
+set. SOAP, K-FAC and Shampoo are timed beside them. Seconds are steps times those of
+a step, which are timed in turn, whole periods at a time, and without compilation.
 
 python -m benchmarks.cost.chart --data-dir ~/tensorflow_datasets
 """
@@ -25,6 +25,7 @@ from benchmarks.cost.report import environment
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.measure import seconds_per_step
 from benchmarks.paper.methods import Optimizer
+from benchmarks.paper.optimizers import with_factors
 from benchmarks.paper.training import train
 
 STEPS, POINTS = 200, 20
@@ -38,15 +39,27 @@ CONTENDERS = {
 """muon and mbf have the settings that benchmarks/paper/results/autoencoder.md found."""
 
 
+TIMED = {
+  "SOAP": Optimizer(baselines.soap, [{"learning_rate": RATE}]),
+  "K-FAC": Optimizer(
+    baselines.kfac, [{"learning_rate": 3e-3, "damping": 0.1}], with_factors
+  ),
+  "Shampoo": Optimizer(baselines.shampoo, [{"learning_rate": 3e-3, "damping": 1e-2}]),
+}
+"""Peers of which a step's cost is of interest, at the periods of their papers: inverses
+(for SOAP eigenvectors) at every 20th (tenth) step, statistics at every one."""
+
+
 def run(options: Options) -> dict:
-  """Losses of every contender after every tenth step, and seconds of a step."""
+  """Losses of every contender after every tenth step, and everyone's seconds."""
   task = dataclasses.replace(autoencoder(options), steps=STEPS)
   with tqdm(total=STEPS * len(CONTENDERS), unit="step") as bar:
     training = functools.partial(train, task, points=POINTS, bar=bar)
     runs = {name: training(optimizer) for name, optimizer in CONTENDERS.items()}
-  pairs = {name: (opt, opt.settings[0]) for name, opt in CONTENDERS.items()}
+  everyone = CONTENDERS | TIMED
+  pairs = {name: (opt, opt.settings[0]) for name, opt in everyone.items()}
   seconds = seconds_per_step(task, pairs, rounds=3, length=20)
-  return {
+  curves = {
     name: {
       "setting": CONTENDERS[name].settings[0],
       "seconds_per_step": seconds[name],
@@ -55,6 +68,7 @@ def run(options: Options) -> dict:
     }
     for name, found in runs.items()
   }
+  return {"seconds_per_step": seconds, "curves": curves}
 
 
 def draw(record: dict, path: pathlib.Path) -> None:
@@ -82,15 +96,16 @@ def main() -> None:
   arguments = parser.parse_args()
   kept = arguments.out / "autoencoder_race.json"
   if not arguments.redraw:
-    record = environment() | {"curves": run(Options(data_dir=arguments.data_dir))}
+    record = environment() | run(Options(data_dir=arguments.data_dir))
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(record, indent=1) + "\n")
-  curves = json.loads(kept.read_text())["curves"]
-  draw(curves, arguments.out / "autoencoder_race.png")
-  adam = curves["Adam"]
-  for name, curve in curves.items():
-    step = curve["seconds_per_step"] / adam["seconds_per_step"]
-    print(f"{name}: step / Adam's {step:.2f}, loss {curve['train_loss'][-1]}")
+  record = json.loads(kept.read_text())
+  draw(record["curves"], arguments.out / "autoencoder_race.png")
+  seconds = record["seconds_per_step"]
+  for name, value in seconds.items():
+    curve = record["curves"].get(name)
+    loss = f", loss {curve['train_loss'][-1]}" if curve else ""
+    print(f"{name}: step / Adam's {value / seconds['Adam']:.2f}{loss}")
 
 
 if __name__ == "__main__":

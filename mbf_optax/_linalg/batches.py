@@ -16,14 +16,13 @@ from mbf_optax._linalg.groups import (
   ends_of,
   groups_of,
   identities,
-  joined,
   split,
   times,
 )
 from mbf_optax._linalg.methods import Method, invert
 from mbf_optax._linalg.products import diagonals
 from mbf_optax._linalg.rows import row_scales
-from mbf_optax._tree.shapes import Array, Float, Int
+from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 _OfParts = list[list[Float[Array, "..."]]]
 """One array for every part of every group."""
@@ -196,17 +195,23 @@ def _results(
   for group, values in zip(groups, new, strict=True):
     axes = (0,) if group.is_packed else (-2, -1)
     for part, value in zip(group.parts, values, strict=True):
-      accepted = jnp.all(jnp.isfinite(value), axis=axes, keepdims=True)
-      old = joined([previous[index] for index in part.members], group.is_packed)
-      fresh = jnp.where(accepted, value, old)
+      is_new = jnp.all(jnp.isfinite(value), axis=axes)
       sizes = [math.prod(systems[index].batch) for index in part.members]
-      apart = split(fresh, sizes, 1 if group.is_packed else 0)
-      kept = split(accepted.reshape(-1), sizes, 0) if group.as_factor else []
-      for position, index in enumerate(part.members):
-        system, own = systems[index], apart[position]
+      apart = split(value, sizes, 1 if group.is_packed else 0)
+      for index, own, is_its in zip(
+        part.members, apart, split(is_new, sizes, 0), strict=True
+      ):
+        system = systems[index]
         n = system.statistics.shape[-1]
         own = own if group.is_packed else own[..., :n, :n]
-        own = own.reshape(system.statistics.shape)
-        is_new = kept[position].reshape(system.batch) if kept else True
-        results[index] = Results(own, system.shift, is_new)
+        own, is_its = own.reshape(system.statistics.shape), is_its.reshape(system.batch)
+        own = jnp.where(_beside(group, is_its), own, previous[index])
+        results[index] = Results(own, system.shift, is_its)
   return [results[index] for index in range(len(systems))]
+
+
+def _beside(
+  group: Group, values: Bool[Array, "*batch"]
+) -> Bool[Array, "1 *batch"] | Bool[Array, "*batch 1 1"]:
+  """A value for each matrix, ready to broadcast against their elements."""
+  return values[None] if group.is_packed else values[..., None, None]

@@ -55,12 +55,12 @@ class Results(NamedTuple):
   Attributes:
     values: where a new one is not finite, the previous.
     shift: as it came with the matrices.
-    is_new: whether each matrix has a new one; told of factors alone.
+    is_new: whether each matrix has a new one.
   """
 
   values: Stored
   shift: Float[Array, "*#batch"]
-  is_new: Bool[Array, "*batch"] | bool = True
+  is_new: Bool[Array, "*batch"]
 
 
 class Part(NamedTuple):

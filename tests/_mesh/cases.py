@@ -5,7 +5,6 @@ jax has started.
 """
 
 import functools
-import itertools
 import json
 import re
 import sys
@@ -180,11 +179,13 @@ def place_on(mesh, specs):
   }
 
 
-def main(name):
-  """Prints a line for every layout under either mode of sharding."""
+def main(name, cases):
+  """Prints a line for every ``layout:mode`` of the given ones."""
   tx = optimizer(name)
   alone, *_ = trajectory(tx, functools.partial(jax.tree.map, jnp.asarray), jnp.asarray)
-  for (layout, specs), (mode, kind) in itertools.product(LAYOUTS.items(), AXES.items()):
+  for case in cases:
+    layout, mode = case.split(":")
+    specs, kind = LAYOUTS[layout], AXES[mode]
     mesh = jax.make_mesh(MESHES[layout], ("x", "y"), axis_types=(kind, kind))
     place = place_on(mesh, specs)
     place_batch = functools.partial(jax.device_put, device=NamedSharding(mesh, P("x")))
@@ -204,4 +205,4 @@ def main(name):
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main(sys.argv[1], sys.argv[2:])

@@ -60,9 +60,21 @@ MATRICES = {
 }
 
 
+# Compiling for eight devices takes long: the others are slow tests.
+QUICK = [("mbf", "tensor", "automatic"), ("mbf_adam", "fsdp", "explicit")]
+CASES = [
+  pytest.param((o, p, m), marks=[] if (o, p, m) in QUICK else pytest.mark.slow)
+  for o in OPTIMIZERS
+  for p in LAYOUTS
+  for m in MODES
+]
+
+
 @pytest.fixture(scope="module")
-def cases():
+def cases(request):
   """What ``cases.py`` found, by optimizer, layout and mode of sharding."""
+  selected = [getattr(item, "callspec", None) for item in request.session.items]
+  chosen = {spec.params["case"] for spec in selected if spec and "case" in spec.params}
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
@@ -71,7 +83,8 @@ def cases():
   }
   processes = [
     subprocess.Popen(
-      [sys.executable, "-m", "tests._mesh.cases", name],
+      [sys.executable, "-m", "tests._mesh.cases", name]
+      + [f"{layout}:{mode}" for o, layout, mode in sorted(chosen) if o == name],
       env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -91,7 +104,7 @@ def cases():
   return found
 
 
-@pytest.fixture(params=[(o, p, m) for o in OPTIMIZERS for p in LAYOUTS for m in MODES])
+@pytest.fixture(params=CASES)
 def case(request, cases):
   optimizer, name, _ = request.param
   return optimizer, name, cases[request.param]

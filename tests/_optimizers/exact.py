@@ -20,7 +20,7 @@ def powers(systems, groups, exponents, method):
   """Like ``_powers`` of ``mbf_optax._linalg.batches``."""
   del method
   return [
-    [_power(group, part, part.joined(systems, exponents)) for part in group.parts]
+    [_power(group, part, part.join(systems, exponents)) for part in group.parts]
     for group in groups
   ]
 

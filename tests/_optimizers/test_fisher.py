@@ -112,6 +112,12 @@ def check(
     chex.assert_tree_all_finite(state)
 
 
+# Wide numbers show more; a program for either is compiled for a long time.
+each_dtype = pytest.mark.parametrize(
+  "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"]
+)
+
+
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zero_start(dtype, periods):
@@ -119,19 +125,19 @@ def test_zero_start(dtype, periods):
 
 
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 def test_warm_start(dtype, periods):
   check(dtype, periods, warm=True)
 
 
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 def test_relative_damping(dtype, periods):
   check(dtype, periods, relative=True)
 
 
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 def test_mbf_true_with_damping_schedule(dtype, periods):
   check(dtype, periods, true_fisher=True, scheduled=True)
 

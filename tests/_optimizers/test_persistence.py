@@ -14,6 +14,7 @@ PARTITION = mbf_optax.flax_partition("shared")
 
 def share(g, m_hat, stack_ndim=0):
   """Of vectors in two pieces."""
+  g, m_hat = jnp.asarray(g), jnp.asarray(m_hat)
   return foretold((g[:3], g[3:]), (m_hat[:3], m_hat[3:]), stack_ndim)
 
 

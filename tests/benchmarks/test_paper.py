@@ -202,7 +202,8 @@ def test_counters_stay_out_of_the_vmaps_and_conditions_stay_conditions(monkeypat
     assert state[0].momentum["Dense_0"]["bias"].shape[:2] == (2, 2)
   carry = trainer.start(1).carry
   text = trainer.compiled.chunk.lower(*trainer.arguments(carry, 0, 4)).as_text()
-  assert text.count("stablehlo.case") == 2  # statistics and inverses
+  # Inverses; statistics are due at every step.
+  assert text.count("stablehlo.case") == 1
 
 
 def test_warm_start_serves_every_setting(task):

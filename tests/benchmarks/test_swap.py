@@ -51,7 +51,16 @@ def quadratic(steps=40):
 SGD = Optimizer(lambda rate, partition: optax.sgd(rate), {}, "a test's")
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+QUICK = ("graph", "noisy", "poisson", "raw_table")  # one of each of four modules
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in PROBLEMS
+  ],
+)
 def test_first_step(name):
   problem = PROBLEMS[name](None)
   key = jax.random.key(0)
@@ -255,7 +264,9 @@ def test_exact_solution_solves_the_equation():
   )
 
 
-@pytest.mark.parametrize("name", ppo.TASKS)
+@pytest.mark.parametrize(
+  "name", ["cartpole", pytest.param("pendulum", marks=pytest.mark.slow)]
+)
 def test_ppo(tmp_path, name):
   task = ppo.TASKS[name]._replace(rollout=256, epochs=1, batch=512, steps=2048)
   adam = "adam", OPTIMIZERS["adam"]

@@ -76,8 +76,10 @@ def test_dtypes_are_kept_through_wrappers(name, wrapper, dtype):
 
 
 @each_name
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("scale", [1e-4, 1.0])
+@pytest.mark.parametrize(
+  "dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"]
+)
+@pytest.mark.parametrize("scale", [1e-4, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_narrow_gradients_move_as_wide_ones(name, dtype, scale):
   """Also those whose square float16 does not hold."""
   tx = common.make(name, weight_decay=0.0, learning_rate=0.1)
@@ -121,6 +123,7 @@ def loss_fn(params, x):
 
 
 @functools.cache
+@functools.cache
 def train(name, dtype, steps=12):
   """Losses, and whether each step was taken, with a loss scale in float16."""
   tx = common.make(name, partition=partition_of(name), learning_rate=0.02)
@@ -154,7 +157,12 @@ def train(name, dtype, steps=12):
 
 @each_name
 @pytest.mark.parametrize(
-  ("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.02), ("float64", 1e-4)]
+  ("dtype", "tolerance"),
+  [
+    pytest.param("bfloat16", 0.05, marks=pytest.mark.slow),
+    ("float16", 0.02),
+    pytest.param("float64", 1e-4, marks=pytest.mark.slow),
+  ],
 )
 def test_training_follows_float32(name, dtype, tolerance):
   """Up to the rounding of the parameters; a step that overflows is skipped."""

@@ -1,0 +1,1 @@
+"""A public yardstick: nanoGPT's character model at its setting for a CPU."""

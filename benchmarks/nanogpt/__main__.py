@@ -1,0 +1,180 @@
+"""Steps and seconds to nanoGPT's validation loss of 1.88 on tiny-shakespeare.
+
+nanoGPT's own README trains 4 layers of width 128 on a CPU, context 64, batch 12, for
+2,000 steps with AdamW and reports 1.88. Everything here is as there: data, splits,
+schedule (100 steps of warm-up, cosine decay from 1e-3 to 1e-4), decay, clipping, betas.
+``mbf_adam`` has AdamW's settings with the name swapped. Muon has a rate of its own for
+the matrices, on the same schedule; all four that were tried are shown.
+
+python -m benchmarks.nanogpt --data-dir FOLDER_OF_TINYSHAKESPEARE
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import mbf_optax
+from benchmarks.baselines.muon import matrices
+from benchmarks.cost.report import environment
+from benchmarks.nanogpt.model import CONTEXT, GPT, loss
+
+STEPS, BATCH, WARMUP, EVERY = 2000, 12, 100, 100
+RATE, LEAST, DECAY, BETAS, CLIP = 1e-3, 1e-4, 0.1, (0.9, 0.99), 1.0
+GOAL = 1.88
+MUON_RATES = (3e-3, 1e-2, 2e-2, 4e-2)
+VALIDATION = 200  # batches, nanoGPT's eval_iters
+
+Build = Callable[[], optax.GradientTransformation]
+
+
+def schedule(peak: float) -> optax.Schedule:
+  """As nanoGPT has it, for another peak."""
+  share = LEAST / RATE
+  return optax.warmup_cosine_decay_schedule(0, peak, WARMUP, STEPS, share * peak)
+
+
+def decayed(params: Any) -> Any:
+  """As nanoGPT, which decays what has two axes or more."""
+  return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def clipped(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """After clipping by the global norm."""
+  return optax.chain(optax.clip_by_global_norm(CLIP), tx)
+
+
+def like_adamw(optimizer: Callable) -> optax.GradientTransformation:
+  """As nanoGPT calls AdamW, for anything that has its arguments."""
+  b1, b2 = BETAS
+  return clipped(
+    optimizer(schedule(RATE), b1=b1, b2=b2, weight_decay=DECAY, mask=decayed)
+  )
+
+
+def muon(rate: float) -> optax.GradientTransformation:
+  """Adam's own rate for what is no matrix."""
+  return clipped(
+    optax.contrib.muon(
+      schedule(rate),
+      weight_decay=DECAY,
+      adam_learning_rate=schedule(RATE),
+      adam_b1=BETAS[0],
+      adam_b2=BETAS[1],
+      muon_weight_dimension_numbers=matrices,
+    )
+  )
+
+
+CONTENDERS: Mapping[str, Build] = {
+  "adamw": functools.partial(like_adamw, optax.adamw),
+  "mbf_adam": functools.partial(like_adamw, mbf_optax.mbf_adam),
+} | {f"muon, {rate:g}": functools.partial(muon, rate) for rate in MUON_RATES}
+
+
+def batches(text: np.ndarray, count: int, seed: int) -> jax.Array:
+  """``(count, BATCH, CONTEXT + 1)`` characters from random places."""
+  rng = np.random.default_rng(seed)
+  starts = rng.integers(0, len(text) - CONTEXT, (count, BATCH, 1))
+  return jnp.asarray(text[starts + np.arange(CONTEXT + 1)])
+
+
+def train(
+  build: Build, train_text: np.ndarray, test_text: np.ndarray, seed: int, steps: int
+) -> dict[str, list[float]]:
+  """Validation loss after every hundredth step, and the seconds until then."""
+  model, tx = GPT(int(train_text.max()) + 1), build()
+
+  def objective(params: Any, tokens: jax.Array) -> jax.Array:
+    logits = model.apply({"params": params}, tokens[:, :-1])
+    return loss(logits, tokens[:, 1:])
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(carry: tuple[Any, Any], tokens: jax.Array) -> tuple[Any, jax.Array]:
+    params, state = carry
+    value, gradient = jax.value_and_grad(objective)(params, tokens)
+    updates, state = tx.update(gradient, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  @jax.jit
+  def validate(params: Any) -> jax.Array:
+    return jnp.mean(jax.lax.map(lambda tokens: objective(params, tokens), held_out))
+
+  held_out = batches(test_text, VALIDATION, 0)
+  stream = batches(train_text, steps, seed + 1)
+  params = model.init(jax.random.key(seed), stream[0, :, :-1])["params"]
+  carry = params, tx.init(params)
+  compiled = step.lower(carry, stream[0]).compile()
+  record: dict[str, list[float]] = {"validation": [], "train": [], "seconds": []}
+  seconds = 0.0
+  for start in tqdm(range(0, steps, EVERY), leave=False):
+    begun, total = time.perf_counter(), jnp.zeros(())
+    for tokens in stream[start : start + EVERY]:
+      carry, value = compiled(carry, tokens)
+      total += value
+    total.block_until_ready()
+    seconds += time.perf_counter() - begun
+    record["seconds"].append(round(seconds, 2))
+    record["train"].append(round(float(total) / EVERY, 4))
+    record["validation"].append(round(float(validate(carry[0])), 4))
+  return record
+
+
+def reached(record: Mapping[str, list[float]], goal: float) -> tuple[int, float] | None:
+  """The first measured step with that validation loss, and its seconds."""
+  for index, value in enumerate(record["validation"]):
+    if value <= goal:
+      return (index + 1) * EVERY, record["seconds"][index]
+  return None
+
+
+def table(runs: Mapping[str, Mapping[str, list[float]]]) -> str:
+  """A row for every contender."""
+  rows = [
+    "| optimizer | validation loss in the end | steps to 1.88 | seconds to 1.88 |",
+    "| --- | --- | --- | --- |",
+  ]
+  for name, record in runs.items():
+    found = reached(record, GOAL)
+    steps, seconds = found if found else ("not reached",) * 2
+    rows.append(f"| {name} | {record['validation'][-1]:.3f} | {steps} | {seconds} |")
+  return "\n".join(rows)
+
+
+def main() -> None:
+  """Trains every contender and prints the table; the runs are kept as JSON."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  folder = pathlib.Path(__file__).parent / "results"
+  parser.add_argument("--data-dir", type=pathlib.Path, help="of tinyshakespeare.txt")
+  parser.add_argument("--steps", type=int, default=STEPS)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
+  parser.add_argument("--out", type=pathlib.Path, default=folder)
+  options = parser.parse_args()
+  text = (options.data_dir / "tinyshakespeare.txt").read_text()
+  vocabulary = sorted(set(text))
+  tokens = np.array([vocabulary.index(character) for character in text], np.int32)
+  cut = int(0.9 * len(tokens))
+  options.out.mkdir(parents=True, exist_ok=True)
+  path = options.out / "nanogpt.json"
+  runs = json.loads(path.read_text())["runs"] if path.exists() else {}
+  for name in options.contenders:
+    build = CONTENDERS[name]
+    runs[name] = train(build, tokens[:cut], tokens[cut:], options.seed, options.steps)
+    path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
+  print(table(runs))
+
+
+if __name__ == "__main__":
+  main()

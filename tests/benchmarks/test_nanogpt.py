@@ -1,0 +1,55 @@
+"""The yardstick's settings are nanoGPT's, and its table says what the runs say."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.nanogpt.model import CONTEXT, GPT, WIDTH, loss
+
+nanogpt = importlib.import_module("benchmarks.nanogpt.__main__")
+
+
+def test_schedule_warms_up_and_falls_to_a_tenth():
+  rate = nanogpt.schedule(1e-3)
+  found = [float(rate(step)) for step in (0, 50, 100, 1050, 2000, 3000)]
+  np.testing.assert_allclose(
+    found, [0, 5e-4, 1e-3, 5.5e-4, 1e-4, 1e-4], rtol=1e-5, atol=1e-9
+  )
+
+
+def test_matrices_decay_and_norms_do_not():
+  params = {"kernel": jnp.ones((2, 3)), "scale": jnp.ones(3)}
+  assert nanogpt.decayed(params) == {"kernel": True, "scale": False}
+
+
+def test_network_is_causal_and_starts_at_chance():
+  model = GPT(65)
+  tokens = jax.random.randint(jax.random.key(1), (2, CONTEXT), 0, 65)
+  params = jax.jit(model.init)(jax.random.key(0), tokens)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == (
+    65 * WIDTH + CONTEXT * WIDTH + 4 * (12 * WIDTH**2 + 2 * WIDTH) + WIDTH
+  )
+  logits = jax.jit(model.apply)(params, tokens)
+  assert abs(float(loss(logits, jnp.roll(tokens, -1, 1))) - np.log(65)) < 0.1
+  changed = jax.jit(model.apply)(params, tokens.at[:, 40].add(-1))
+  np.testing.assert_array_equal(logits[:, :40], changed[:, :40])
+  assert not np.array_equal(logits[:, 40:], changed[:, 40:])
+
+
+@pytest.mark.parametrize(
+  ("losses", "expected"), [([2.0, 1.9, 1.88, 1.7], (300, 3.0)), ([2.0, 1.9], None)]
+)
+def test_the_first_step_at_the_goal(losses, expected):
+  record = {"validation": losses, "seconds": [1.0, 2.0, 3.0, 4.0]}
+  assert nanogpt.reached(record, 1.88) == expected
+  row = nanogpt.table({"adamw": record}).splitlines()[-1]
+  assert ("not reached" in row) == (expected is None)
+
+
+def test_batches_are_stretches_of_the_text():
+  drawn = np.asarray(nanogpt.batches(np.arange(500), 3, seed=0))
+  assert drawn.shape == (3, nanogpt.BATCH, CONTEXT + 1)
+  np.testing.assert_array_equal(np.diff(drawn, axis=-1), 1)
