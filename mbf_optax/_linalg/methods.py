@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from mbf_optax._linalg import triangles
+from mbf_optax._linalg.cholesky import by_cholesky
 from mbf_optax._linalg.groups import Group, may_join
 from mbf_optax._linalg.sweep import pad, padded_order, spd_inverse
 from mbf_optax._mesh import devices
 from mbf_optax._tree.shapes import Array, Float
 
 Method = Literal["sweep", "linalg"]
-"""Plain XLA operations, or ``jnp.linalg.inv``."""
+"""Plain XLA operations (on CUDA Cholesky factors), or ``jnp.linalg.inv``."""
 
 
 def invert(
@@ -30,9 +32,14 @@ def _invert_matrices(
 ) -> Float[Array, "*batch n n"]:
   if method == "linalg":
     return jnp.linalg.inv(devices.whole(matrices))
+  if not may_join():
+    return spd_inverse(matrices)  # a library call would gather what a mesh divides
+  return jax.lax.platform_dependent(matrices, cuda=by_cholesky, default=_padded_sweep)
+
+
+def _padded_sweep(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   n = matrices.shape[-1]
-  padded = pad(matrices, padded_order(n)) if may_join() else matrices
-  return spd_inverse(padded)[..., :n, :n]
+  return spd_inverse(pad(matrices, padded_order(n)))[..., :n, :n]
 
 
 def _linalg_inverse(values: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:

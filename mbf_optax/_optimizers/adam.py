@@ -126,8 +126,9 @@ def scale_by_mbf_adam(
     curvature_update_period: :math:`T_1`, steps between statistics.
     inverse_update_period: :math:`T_2`, steps between refreshes of :math:`R_b`.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
-    inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for ``jnp.linalg.inv``,
-      whose batched calls some jaxlib releases never return from on a CPU.
+    inverse: ``"sweep"``, plain XLA operations and on CUDA a Cholesky factorization, or
+      ``"linalg"`` for ``jnp.linalg.inv``, whose batched calls some jaxlib releases
+      never return from on a CPU.
     inverse_dtype: in which :math:`R_b` is kept; ``None`` is float32 or wider,
       ``"bfloat16"`` halves its memory.
 

@@ -97,9 +97,9 @@ def scale_by_mbf(
       grafting or a warm start, keep it small. ``"low_rank"`` layers refresh with their
       statistics.
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
-    inverse: ``"sweep"``, plain XLA operations, or ``"linalg"`` for
-      ``jnp.linalg.inv``, whose batched calls some jaxlib releases never return from
-      on a CPU.
+    inverse: ``"sweep"``, plain XLA operations and on CUDA a Cholesky factorization, or
+      ``"linalg"`` for ``jnp.linalg.inv``, whose batched calls some jaxlib releases
+      never return from on a CPU.
     inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
       wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
       ``"low_rank"`` layers, whose inverses are small, keep them as they are.
