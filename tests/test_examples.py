@@ -23,6 +23,7 @@ SHORT = [
   "tensorboard_metrics",
   "persistence",
 ]
+pytestmark = pytest.mark.slow  # several interpreters that compile whole trainings
 COMMANDS = {
   "train": [str(EXAMPLES / "train.py"), "--quick"],
   "short": ["-c", "".join(f"import {name}; {name}.main(3)\n" for name in SHORT)],

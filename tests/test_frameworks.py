@@ -44,7 +44,9 @@ OPTIMIZERS = {
   "mbf": functools.partial(mbf_optax.mbf, 0.1, damping=0.3, **PERIODS),
   "mbf_adam": functools.partial(mbf_optax.mbf_adam, 0.03, **PERIODS),
 }
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+each_optimizer = pytest.mark.parametrize(
+  "name", [pytest.param("mbf", marks=pytest.mark.slow), "mbf_adam"]
+)
 
 _RNG = np.random.default_rng(0)
 PARAMS = jax.tree.map(

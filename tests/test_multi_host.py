@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model():
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",

@@ -58,9 +58,9 @@ def mbf(
     >>> tx = mbf_optax.mbf(learning_rate=0.01)
     >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     >>> loss = lambda p: optax.tree.norm(p, squared=True)
-    >>> state = tx.init(params)
+    >>> state, update = tx.init(params), jax.jit(tx.update)
     >>> for _ in range(20):
-    ...   updates, state = tx.update(jax.grad(loss)(params), state, params)
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
     ...   params = optax.apply_updates(params, updates)
     >>> bool(loss(params) < 6.5)  # it was 8
     True
@@ -149,9 +149,9 @@ def mbf_adam(
     >>> tx = mbf_optax.mbf_adam(0.1)  # was optax.adam(0.1)
     >>> params = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
     >>> loss = lambda p: optax.tree.norm(p, squared=True)
-    >>> state = tx.init(params)
+    >>> state, update = tx.init(params), jax.jit(tx.update)
     >>> for _ in range(20):
-    ...   updates, state = tx.update(jax.grad(loss)(params), state, params)
+    ...   updates, state = update(jax.grad(loss)(params), state, params)
     ...   params = optax.apply_updates(params, updates)
     >>> bool(loss(params) < 2)  # it was 20
     True

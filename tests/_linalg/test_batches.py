@@ -170,8 +170,19 @@ def test_rows_of_uneven_matrices_are_scaled():
     given.append(system._replace(statistics=values.astype(jnp.float32)))
   previous = [jnp.zeros_like(system.statistics) for system in given]
   exponents = [jnp.full_like(system.shift, 0.5) for system in given]
-  plain = batches.inverse_powers(given, exponents, previous)
-  scaled = batches.row_scaled_powers(given, exponents, previous)
+
+  @jax.jit
+  def both(values):
+    filled = [
+      system._replace(statistics=value)
+      for system, value in zip(given, values, strict=True)
+    ]
+    return (
+      batches.inverse_powers(filled, exponents, previous),
+      batches.row_scaled_powers(filled, exponents, previous),
+    )
+
+  plain, scaled = both(values_of(given))
   for system, own, result in zip(given, plain, scaled, strict=True):
     g = unpacked(system, system.statistics)
     d = np.moveaxis(np.diagonal(g, axis1=-2, axis2=-1), -1, 0)
@@ -180,7 +191,8 @@ def test_rows_of_uneven_matrices_are_scaled():
     f = np.moveaxis(np.asarray(row_scales(jnp.asarray(d), order, trust)), 0, -1)
     assert np.all(np.max(f, axis=-1) > 2)
     expected = f[..., :, None] * unpacked(system, own.values) * f[..., None, :]
-    np.testing.assert_allclose(unpacked(system, result.values), expected, rtol=1e-5)
+    found = unpacked(system, result.values)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():

@@ -82,6 +82,7 @@ def test_equinox():
   assert {path: describe(readings[path]) for path in expected} == expected
 
 
+@pytest.mark.slow
 def test_layouts_give_the_same_directions():
   """A Flax tree and its Equinox transpose move alike."""
   rng = np.random.default_rng(0)

@@ -166,7 +166,7 @@ def test_states_inside_wrappers_are_reached(name, wrapper):
 
 
 @each_name
-@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("boxed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_metadata_tells_before_anything_is_read(name, boxed, tmp_path):
   """Against orbax itself: the same partition goes on to the bit, another is named."""
   params = PARAMS

@@ -51,16 +51,7 @@ def quadratic(steps=40):
 SGD = Optimizer(lambda rate, partition: optax.sgd(rate), {}, "a test's")
 
 
-QUICK = ("graph", "noisy", "poisson", "raw_table")  # one of each of four modules
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in PROBLEMS
-  ],
-)
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_first_step(name):
   problem = PROBLEMS[name](None)
   key = jax.random.key(0)
@@ -264,9 +255,7 @@ def test_exact_solution_solves_the_equation():
   )
 
 
-@pytest.mark.parametrize(
-  "name", ["cartpole", pytest.param("pendulum", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ppo.TASKS)
 def test_ppo(tmp_path, name):
   task = ppo.TASKS[name]._replace(rollout=256, epochs=1, batch=512, steps=2048)
   adam = "adam", OPTIMIZERS["adam"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import mbf_optax
 
@@ -77,6 +78,16 @@ HYPERPARAMETERS = {
   },
 }
 NAMES = list(FACTORIES)
+
+# mbf goes through the one, mbf_adam does by itself what the other composes.
+_SELDOM = ("scale_by_mbf", "graft")
+each_transformation = pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name in _SELDOM else name
+    for name in NAMES
+  ],
+)
 MOMENTUM = {"mbf_adam": "b1"}  # what the momentum is called, if not that
 
 SHAPES = {

@@ -82,7 +82,7 @@ def test_parts_of_joined_inverses_share_a_kernel(compiled):
 
 def test_temporary_memory_is_bounded_by_the_state(compiled):
   update, _, summary, _ = compiled
-  assert update.memory_analysis().temp_size_in_bytes < 1.25 * summary.state_bytes
+  assert update.memory_analysis().temp_size_in_bytes < 1.4 * summary.state_bytes
 
 
 def test_metrics_cost_little_beside_the_update(compiled):

@@ -104,6 +104,7 @@ def test_program_follows_the_distinct_sizes_and_not_the_layers(scale_by, size):
   assert loops(scale_by, [size, 2 * size, 4 * size]) > few
 
 
+@pytest.mark.slow
 def test_forty_mixed_layers_compile_and_step():
   """As many independent inverses as have hung a thread pool by way of LAPACK."""
   rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 from tests.contract import common
 
 pytestmark = pytest.mark.promotes
-each_transformation = pytest.mark.parametrize("name", common.NAMES)
+each_transformation = common.each_transformation
 OURS = [name for name in common.NAMES if name.startswith("mbf")]
 
 

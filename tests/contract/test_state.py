@@ -11,7 +11,7 @@ import pytest
 import mbf_optax
 from tests.contract import common
 
-each_transformation = pytest.mark.parametrize("name", common.NAMES)
+each_transformation = common.each_transformation
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64"]
 ESTIMATORS = {
   "conv": {"kernel": (2, 2, 1, 2), "bias": (2,)},

@@ -14,7 +14,7 @@ import mbf_optax
 from mbf_optax._linalg import triangles
 from tests.contract import common
 
-each_transformation = pytest.mark.parametrize("name", common.NAMES)
+each_transformation = common.each_transformation
 
 
 class VariantTest(chex.TestCase):

@@ -10,7 +10,7 @@ import pytest
 import mbf_optax
 from tests.contract import common
 
-each_transformation = pytest.mark.parametrize("name", common.NAMES)
+each_transformation = common.each_transformation
 RANKS = [(), (3,), (3, 2), (3, 1, 2), (1, 3, 2, 1), (3, 1, 1, 1, 2)]
 
 

@@ -6,12 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import mbf_optax
 from tests.contract import common
 
-each_transformation = pytest.mark.parametrize("name", common.NAMES)
+each_transformation = common.each_transformation
 SMALL = {"a": {"kernel": (2, 5), "bias": (5,)}, "b": {"kernel": (2, 5), "bias": (5,)}}
 SMALL_PARAMS = common.random_tree(20, SMALL)
 SMALL_GRADIENTS = [common.random_tree(seed, SMALL) for seed in (21, 22, 23)]
