@@ -60,10 +60,9 @@ MATRICES = {
 }
 
 
-# Compiling for eight devices takes long: the others are slow tests.
-QUICK = [("mbf", "tensor", "automatic"), ("mbf_adam", "fsdp", "explicit")]
+# Compiling for eight devices takes long.
 CASES = [
-  pytest.param((o, p, m), marks=[] if (o, p, m) in QUICK else pytest.mark.slow)
+  pytest.param((o, p, m), marks=pytest.mark.slow)
   for o in OPTIMIZERS
   for p in LAYOUTS
   for m in MODES
