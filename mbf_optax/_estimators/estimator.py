@@ -7,6 +7,7 @@ order from all layers are inverted in one batch (:mod:`mbf_optax._linalg.batches
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +17,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mbf_optax._linalg.groups import Matrices, Results
-from mbf_optax._linalg.products import inner
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Inexact, Int
@@ -176,11 +176,16 @@ class Blocks:
 
 
 def norm(pieces: Pieces, axes: tuple[int, ...]) -> Float[Array, "*#shape"]:
-  """Euclidean norms over ``axes``, which stay with size one.
+  """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
 
-  The first axis, along which the pieces lie one after another, is one of the axes.
+  Elements are squared in units of the largest. The first axis, along which the pieces
+  lie one after another, is one of the axes.
   """
-  return jnp.sqrt(inner(pieces, pieces, axes, keepdims=True))
+  sizes = [jnp.max(jnp.abs(piece), axes, keepdims=True) for piece in pieces]
+  largest = functools.reduce(jnp.maximum, sizes)
+  unit = jnp.where(largest > 0, largest, 1)
+  squares = [jnp.sum(jnp.square(p / unit), axes, keepdims=True) for p in pieces]
+  return largest * jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 def spread_of(diagonals: Float[Array, "n *batch"]) -> Float[Array, "*batch"]:

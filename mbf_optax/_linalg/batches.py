@@ -52,18 +52,19 @@ def inverses(
   return _results(systems, groups, new, previous)
 
 
-def inverse_powers(
+def row_scaled_powers(
   systems: Sequence[Matrices],
   exponents: Sequence[Float[Array, "..."]],
   previous: Sequence[Float[Array, "..."]],
   method: Method = "sweep",
 ) -> list[Results]:
-  r"""``A^(-p)`` of every layer's matrices, with ``p`` in ``[0, 1]``.
+  r"""``F A^(-p) F`` of every layer's matrices, with ``p`` in ``[0, 1]``.
 
-  A sum of shifted inverses approximates the power (:mod:`mbf_optax._linalg.shifts`):
-  :math:`A^{-p} \approx w_0 I + \sum_j w_j (A + s_j I)^{-1}`. The mean diagonal of
-  ``scale G`` is taken to be at most one, so that the eigenvalues lie between ``shift``
-  and ``shift + order``.
+  ``F`` are the :mod:`mbf_optax._linalg.rows` scales of ``G``, the identity where its
+  diagonal is even. A sum of shifted inverses approximates the power
+  (:mod:`mbf_optax._linalg.shifts`): :math:`A^{-p} \approx w_0 I + \sum_j w_j (A + s_j
+  I)^{-1}`. The mean diagonal of ``scale G`` is taken to be at most one, so that the
+  eigenvalues lie between ``shift`` and ``shift + order``.
 
   Args:
     systems: one entry a layer.
@@ -75,28 +76,14 @@ def inverse_powers(
     The powers in the order of ``systems``.
   """
   groups = groups_of(systems)
-  powers = _powers(systems, groups, exponents, method)
-  return _results(systems, groups, powers, previous)
-
-
-def row_scaled_powers(
-  systems: Sequence[Matrices],
-  exponents: Sequence[Float[Array, "..."]],
-  previous: Sequence[Float[Array, "..."]],
-  method: Method = "sweep",
-) -> list[Results]:
-  """``F A^(-p) F`` with ``F`` the :mod:`mbf_optax._linalg.rows` scales of ``G``.
-
-  Arguments and results are those of :func:`inverse_powers`.
-  """
-  groups = groups_of(systems)
-  powers = _powers(systems, groups, exponents, method)
   orders = [jnp.asarray(a.order, a.statistics.dtype) for a in systems]
   scaled = []
-  for group, values in zip(groups, powers, strict=True):
+  for group, powers in zip(
+    groups, _powers(systems, groups, exponents, method), strict=True
+  ):
     rows = [_row_scales(group, p, p.join(systems, orders)) for p in group.parts]
-    pairs = zip(values, rows, strict=True)
-    scaled.append([value * _outer(group, f) for value, f in pairs])
+    pairs = zip(powers, rows, strict=True)
+    scaled.append([power * _outer(group, f) for power, f in pairs])
   return _results(systems, groups, scaled, previous)
 
 

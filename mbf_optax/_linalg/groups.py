@@ -102,6 +102,10 @@ class Group(NamedTuple):
 
 
 def groups_of(systems: Sequence[Matrices]) -> list[Group]:
+  """Layers whose matrices have one order, layout and dtype, in the order of the first.
+
+  With several devices each layer of wide matrices is a group of its own.
+  """
   found = collections.defaultdict(list)
   for index, system in enumerate(systems):
     found[_kind(index, system)].append(index)
@@ -189,7 +193,7 @@ def split(joined: Array, sizes: list[int], axis: int) -> list[Array]:
 
 
 def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
-  """:func:`_split` with one kernel for all parts of one size.
+  """:func:`split` with one kernel for all parts of one size.
 
   XLA compiles a kernel for every constant offset, which was a third of a deep network's
   compile time. It cannot constant-fold offsets returned from a conditional.

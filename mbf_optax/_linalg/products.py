@@ -1,9 +1,7 @@
 """Products ``A A^T``, products with matrices in parts, and diagonals."""
 
-import functools
 import itertools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +82,3 @@ def apply(
 def diagonals(matrices: Float[Array, "*batch n n"]) -> Float[Array, "n *batch"]:
   """Diagonals as block vectors."""
   return jnp.moveaxis(jnp.diagonal(matrices, axis1=-2, axis2=-1), -1, 0)
-
-
-def inner(
-  a: Sequence[Float[Array, "..."]],
-  b: Sequence[Float[Array, "..."]],
-  axes: tuple[int, ...],
-  keepdims: bool = False,
-) -> Float[Array, "..."]:
-  """Sums of products over ``axes`` of arrays in pieces, in the dtype of ``a``."""
-  pairs = zip(a, b, strict=True)
-  sums = [jnp.sum(x * y.astype(x.dtype), axes, keepdims=keepdims) for x, y in pairs]
-  return functools.reduce(jnp.add, sums)

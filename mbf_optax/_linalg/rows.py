@@ -4,8 +4,9 @@ Damping is relative to the mean of a diagonal. Where scales differ by orders of
 magnitude, rows of small scale are far below it, and a matrix would leave them alone:
 their steps would be shorter than Adam's by as many orders. With ``D`` the diagonal over
 its mean, ``u = (mean sqrt(D))^2`` in ``(0, 1]`` is the share of rows that the others'
-scale is spread over: 0.4 to 1 for activations, 0.2 for inputs of scales between 0.01
-and 100. From there on rows are scaled as Adam would scale them, by ``D^(-1/2)``.
+scale is spread over: one where all rows have one scale, 0.21 for inputs of scales
+between 0.01 and 100. From 0.2 on rows are scaled as Adam would scale them, by
+``D^(-1/2)``.
 """
 
 import jax.numpy as jnp

@@ -103,8 +103,8 @@ def scale_by_mbf_adam(
   :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s =
   \operatorname{clip}((0.4 - u) / 0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 -
   \alpha) D + \alpha} / n)^2` is the share of elements that have the others' scale: the
-  identity where that is 0.4 or more, as it is for activations, and Adam's own scaling
-  of inputs whose scales differ by orders of magnitude. The persistence
+  identity where that is 0.4 or more, and Adam's own scaling of inputs whose scales
+  differ by orders of magnitude. The persistence
   :math:`\kappa` of a layer is near one while its gradient persists; then the step
   follows Adam's momentum at Adam's length. It is near zero where the gradient is noise
   or oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers
@@ -246,6 +246,7 @@ class _Method:
       return updates, state._replace(adam=self.adam.update(updates, state.adam)[1])
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(states.as_arrays(source), updates)
+    source = without_faults(source)
     layers = self._layers(self.partition(updates)).blocks
     states.same_layers(layers, state.curvature, state.adam.nu)
     if warm_start is not None:

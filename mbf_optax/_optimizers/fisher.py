@@ -23,6 +23,7 @@ from mbf_optax._linalg import batches
 from mbf_optax._linalg.methods import Method
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
+from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
 from mbf_optax._partition import reading
@@ -202,6 +203,7 @@ class _Method:
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
     source = checks.curvature_leaves(states.as_arrays(source), updates)
+    source = without_faults(source)
     layers = self._layers(self.partition(updates))
     states.same_layers(layers, state.curvature, state.momentum)
     if warm_start is not None:

@@ -16,7 +16,6 @@ from mbf_optax._estimators.estimator import Estimator, Regularizer
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._mesh import devices
-from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
@@ -81,11 +80,11 @@ class Layers:
   def accumulate(
     self, states: States, gradients: Leaves, ema: jax.typing.ArrayLike
   ) -> States:
-    """States with one more gradient in their statistics."""
+    """States with one more gradient, :func:`without_faults`, in their statistics."""
     new = {}
     for estimator in self.estimators:
       state = states[estimator.reading.path]
-      gradient = without_faults(to_blocks(estimator.reading, gradients))
+      gradient = to_blocks(estimator.reading, gradients)
       if estimator.sides:
         gradient = gradient.astype(statistics_dtype(state))
       decay = devices.replicated(ema, statistics_dtype(state))

@@ -21,9 +21,14 @@ def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> 
   """Nesterov's form of it, as ``optax.scale_by_adam`` has it (Dozat, 2016)."""
   ahead = corrected(adam.mu, b1, adam.count + 1)
   g_hat = corrected(g, b1, adam.count)
-  return jax.tree.map(
-    lambda m, g: (b := _decay(b1, m).astype(m.dtype)) * m + (1 - b) * g, ahead, g_hat
-  )
+
+  def mixed(
+    m: Inexact[Array, "*shape"], g: Inexact[Array, "*shape"]
+  ) -> Inexact[Array, "*shape"]:
+    beta = _decay(b1, m).astype(m.dtype)
+    return beta * m + (1 - beta) * g
+
+  return jax.tree.map(mixed, ahead, g_hat)
 
 
 def corrected(moment: Any, decay: jax.typing.ArrayLike, count: Int[Array, ""]) -> Any:

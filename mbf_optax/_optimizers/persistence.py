@@ -7,9 +7,11 @@ one where the gradient persists (first steps, low rates, full batches), near zer
 it is noise or oscillates.
 """
 
+import functools
+
 import jax.numpy as jnp
 
-from mbf_optax._linalg.products import inner
+from mbf_optax._estimators.estimator import norm
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float, Int
 
@@ -20,11 +22,19 @@ MEMORY = 0.9
 def foretold(g: Pieces, m_hat: Pieces, stack_ndim: int) -> Float[Array, "*stack"]:
   """The foretold share ``r`` of block vectors, for every stacked layer.
 
-  Zero where squares over- or underflow, as they do in Adam's second moment.
+  It is the cosine of the two times the ratio of their lengths, so that no square over-
+  or underflows.
   """
   axes = (0, *range(1 + stack_ndim, g[0].ndim))
-  longer = jnp.maximum(inner(g, g, axes), inner(m_hat, m_hat, axes))
-  share = inner(g, m_hat, axes) / jnp.where(longer > 0, longer, 1)
+  m_hat = [m.astype(part.dtype) for m, part in zip(m_hat, g, strict=True)]
+  lengths = norm(g, axes), norm(m_hat, axes)
+  one, other = (jnp.where(length > 0, length, 1) for length in lengths)
+  products = [
+    jnp.sum(a / one * (b / other), axes) for a, b in zip(g, m_hat, strict=True)
+  ]
+  cosine = functools.reduce(jnp.add, products)
+  ratio = jnp.minimum(*lengths) / jnp.maximum(one, other)
+  share = cosine * ratio.reshape(cosine.shape)
   return jnp.where(jnp.isfinite(share), share, 0)
 
 

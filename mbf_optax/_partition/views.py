@@ -100,10 +100,12 @@ def _leave(view: View, atoms: Sequence[Atom]) -> View:
 
 
 def transpose(view: View, permutation: Sequence[int]) -> View:
+  """Axes in another order."""
   return view._replace(axes=tuple(view.axes[axis] for axis in permutation))
 
 
 def squeeze(view: View, dimensions: Sequence[int]) -> View:
+  """Without axes of size one; what they index of the parameter stacks layers."""
   for axis in dimensions:
     view = _leave(view, view.axes[axis].atoms)
   kept = (span for i, span in enumerate(view.axes) if i not in dimensions)
@@ -119,6 +121,7 @@ def take_leading(view: View) -> View:
 def broadcast(
   view: View, old: Shape, new: Shape, dimensions: Sequence[int]
 ) -> View | None:
+  """Old axes at the given places among new ones; those that are repeated are gone."""
   axes = [fresh(size) for size in new]
   for axis, target in enumerate(dimensions):
     if old[axis] == new[target]:

@@ -188,4 +188,4 @@ def curvature_leaves(curvature_gradients: Any, updates: Any) -> paths.Leaves:
         f"mbf_optax: curvature_gradients has no leaf {path!r} of shape {leaf.shape};"
         " pass a second gradient of the same parameters."
       )
-  return given
+  return {path: given[path] for path in paths.flatten(updates)}

@@ -69,7 +69,7 @@ def inverses(method):
 @jax.jit
 def powers(values, exponents, previous):
   given = [s._replace(statistics=v) for s, v in zip(systems(), values, strict=True)]
-  return batches.inverse_powers(given, exponents, previous)
+  return batches.row_scaled_powers(given, exponents, previous)
 
 
 def values_of(given):
@@ -83,6 +83,8 @@ def test_layers_are_inverted_together(method):
   results = inverses(method)(values_of(given), previous)
   for matrix, system, result in zip(dense(), given, results, strict=True):
     assert result.values.shape == system.statistics.shape
+    assert result.is_new.shape == matrix.shape[:-2]
+    assert np.all(result.is_new)
     found = unpacked(system, result.values)
     np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-3, atol=1e-4)
 
@@ -114,9 +116,10 @@ def check_broken(given, broken, results):
   for system, values, result in zip(given, broken, results, strict=True):
     is_nan = np.isnan(np.asarray(values))
     assert is_nan.any()
-    new = np.asarray(result.values)
+    new, is_new = np.asarray(result.values), np.asarray(result.is_new)
     np.testing.assert_array_equal(new[is_nan], 7.0)
     assert not np.any(new[~is_nan] == 7.0)
+    assert np.sum(~is_new) == np.sum(is_nan) / (is_nan.size / is_new.size)
     np.testing.assert_array_equal(result.shift, system.shift)
 
 
@@ -172,27 +175,26 @@ def test_rows_of_uneven_matrices_are_scaled():
   exponents = [jnp.full_like(system.shift, 0.5) for system in given]
 
   @jax.jit
-  def both(values):
+  def scaled_powers(values):
     filled = [
       system._replace(statistics=value)
       for system, value in zip(given, values, strict=True)
     ]
-    return (
-      batches.inverse_powers(filled, exponents, previous),
-      batches.row_scaled_powers(filled, exponents, previous),
-    )
+    return batches.row_scaled_powers(filled, exponents, previous)
 
-  plain, scaled = both(values_of(given))
-  for system, own, result in zip(given, plain, scaled, strict=True):
+  for system, result in zip(given, scaled_powers(values_of(given)), strict=True):
     g = unpacked(system, system.statistics)
-    d = np.moveaxis(np.diagonal(g, axis1=-2, axis2=-1), -1, 0)
-    order = jnp.full(d.shape[1:], len(d), jnp.float32)
-    trust = jnp.full(d.shape[1:], SCALE)  # the mean diagonal is one over SCALE
-    f = np.moveaxis(np.asarray(row_scales(jnp.asarray(d), order, trust)), 0, -1)
+    d = np.diagonal(g, axis1=-2, axis2=-1)
+    order = jnp.full(d.shape[:-1], d.shape[-1], jnp.float32)
+    trust = jnp.full(d.shape[:-1], SCALE)  # the mean diagonal is one over SCALE
+    f = row_scales(jnp.moveaxis(jnp.asarray(d), -1, 0), order, trust)
+    f = np.moveaxis(np.asarray(f, float), 0, -1)
     assert np.all(np.max(f, axis=-1) > 2)
-    expected = f[..., :, None] * unpacked(system, own.values) * f[..., None, :]
-    found = unpacked(system, result.values)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    matrices = SCALE * np.asarray(g, float) + LEAST * np.eye(g.shape[-1])
+    power = exact_power(matrices, np.full([1] * (g.ndim - 2), 0.5))
+    error = unpacked(system, result.values) / f[..., :, None] / f[..., None, :] - power
+    error = np.linalg.norm(error, 2, (-2, -1))
+    assert np.all(error < 1e-3 * np.linalg.norm(power, 2, (-2, -1)))
 
 
 def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():
@@ -207,7 +209,7 @@ def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():
     jnp.asarray(least, jnp.float32),
     np.full((1, 1), 8),
   )
-  (result,) = batches.inverse_powers(
+  (result,) = batches.row_scaled_powers(
     [system], [jnp.asarray(exponents, jnp.float32)], [jnp.zeros((2, 3, 8, 8))]
   )
   exact = exact_power(matrices + least[..., None, None] * np.eye(8), exponents)
@@ -218,7 +220,7 @@ def test_powers_of_float64_are_wide():
   with jax.enable_x64(True):
     given = systems(dtype="float64")[:1]
     exponents = [jnp.ones_like(given[0].shift)]
-    (result,) = batches.inverse_powers(
+    (result,) = batches.row_scaled_powers(
       given, exponents, [jnp.zeros_like(given[0].statistics)]
     )
     exact = packed(np.linalg.inv(dense()[0]))
@@ -254,7 +256,7 @@ def test_one_loop_serves_every_pole_and_all_layers_of_an_order():
 
   once = loops(lambda p: batches.inverses(given, p), previous)
   all_poles = loops(
-    lambda e, p: batches.inverse_powers(given, e, p), exponents, previous
+    lambda e, p: batches.row_scaled_powers(given, e, p), exponents, previous
   )
   assert shifts.POLES > 1
   assert all_poles == once + 1

@@ -61,3 +61,13 @@ def test_what_few_gradients_say_of_rows_is_not_believed():
   d = np.geomspace(1e-6, 1e6, 40)
   np.testing.assert_array_equal(scales(d, trust=0.1), 1)
   assert np.all(np.abs(np.log(scales(d, trust=0.95))) <= np.abs(np.log(scales(d))))
+
+
+def test_the_examples_of_the_documentation():
+  """Three orders of variances are even; scales from 0.01 to 100 nearly are Adam's."""
+  np.testing.assert_array_equal(scales(np.geomspace(1, 1000, 200)), 1)
+  d = np.geomspace(1e-2, 1e2, 20) ** 2
+  assert round(np.mean(np.sqrt(d)) ** 2 / np.mean(d), 2) == 0.21
+  adam = np.sqrt(np.mean(d) / d)
+  power = np.log(scales(d) ** 2) / np.log(adam)
+  np.testing.assert_allclose(power, 0.95, atol=0.01)

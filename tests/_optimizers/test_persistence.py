@@ -45,8 +45,8 @@ def test_stacked_layers_have_shares_of_their_own():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e-10, 1e10, 1e14])
-def test_nothing_depends_on_the_scale(scale):
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e36])
+def test_no_square_over_or_underflows(scale):
   g = jnp.asarray(vectors()) * scale
   np.testing.assert_allclose(share(g, 0.5 * g), 0.5, rtol=1e-4)
 

@@ -184,7 +184,7 @@ def read(library, tree, **arguments):
   return None
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(st.data())
 @each_library
 def test_names_and_shapes_alone_are_never_refused(library, data):
@@ -196,7 +196,7 @@ def test_names_and_shapes_alone_are_never_refused(library, data):
     check_cover(readings, leaves)
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(st.data())
 @each_library
 def test_overrides_are_followed_or_refused_by_name(library, data):

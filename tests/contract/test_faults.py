@@ -110,7 +110,7 @@ def statistics(state):
 @each_name
 @each_period
 @pytest.mark.parametrize("at", [0, FAULT])
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30, 1e-30, 0.0], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, 1e-30, 0.0], ids=str)
 def test_one_bad_step(name, periods, at, value):
   """The statistics are soon those of a run in good order."""
   good, bad = gradients(), gradients()

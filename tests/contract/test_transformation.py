@@ -19,7 +19,7 @@ each_transformation = common.each_transformation
 
 class VariantTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters("mbf", "mbf_adam")
+  @parameterized.parameters(common.NAMES)
   def test_structure_shape_dtype_and_finiteness(self, name):
     tx = common.make(name)
     init, update = self.variant(tx.init), self.variant(tx.update)
