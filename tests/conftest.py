@@ -11,12 +11,23 @@ that run more of other libraries' code are marked ``promotes``.
 """
 
 import functools
+import gc
+import os
 
 import hypothesis
 import jax
 import jaxtyping
 import optax
 import pytest
+
+from tests import compilation
+
+# Read when jax first compiles, and by the workers that pytest starts.
+os.environ.setdefault("XLA_FLAGS", compilation.QUICK)
+
+# Tracing makes many objects, and looking through all of them at every 700 new ones, as
+# Python does, takes a fifth of the suite's time.
+gc.set_threshold(100_000, 50, 50)
 
 # What users call is left out: it answers bad arguments in its own words.
 CHECKED = ("_linalg", "_partition.blocks")

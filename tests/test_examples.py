@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mbf_optax
+from tests import compilation
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SHORT = [
@@ -36,7 +37,7 @@ def finished(tmp_path_factory):
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles twice as fast
+    "XLA_FLAGS": compilation.QUICK,
   }
   folders = {name: tmp_path_factory.mktemp(name) for name in COMMANDS}
   processes = {
@@ -98,7 +99,7 @@ def test_metrics_of_every_step_are_in_the_event_file(finished):
     assert [event.step for event in events.Scalars(tag)] == [0, 1, 2]
     name = tag.rpartition("/")[2]
     if name == "cosine":
-      assert -1 <= values[0] < 0  # downhill, while the momentum is the gradient
+      assert values[0] < 0  # downhill, while the momentum is the gradient
       assert all(-1 <= value <= 1 for value in values)
     elif name in ("persistence", "exponent"):
       assert values[0] == (name == "persistence")  # nothing was foretold yet

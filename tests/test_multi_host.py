@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import compilation
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -16,7 +18,7 @@ def test_two_processes_train_one_model():
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles twice as fast
+    "XLA_FLAGS": compilation.QUICK,
   }
   finished = subprocess.run(
     [sys.executable, "-c", "import multi_host; multi_host.start(steps=12)"],

@@ -191,6 +191,7 @@ def _of_layer(
     conditions = estimator.condition(state, view.correction.astype(vectors.dtype))
   step, unit = _scaled(step)
   gradient, _ = _scaled(vectors)
+  cosine = jnp.sum(step * gradient) / _or_one(_length(step) * _length(gradient))
   kappa = jnp.mean(view.persistence[reading.path])
   return LayerMetrics(
     persistence=kappa,
@@ -198,7 +199,7 @@ def _of_layer(
     condition=jnp.exp(jnp.mean(jnp.log(conditions))),
     largest_condition=jnp.max(conditions),
     norm=unit * _length(step),
-    cosine=jnp.sum(step * gradient) / _or_one(_length(step) * _length(gradient)),
+    cosine=jnp.clip(cosine, -1, 1),  # which rounding may pass
   )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mbf_optax._mesh import layout
+from tests import compilation
 
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIMIZERS = ["mbf", "mbf_adam"]
@@ -78,8 +79,7 @@ def cases(request):
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0",
+    "XLA_FLAGS": compilation.EIGHT_DEVICES,
   }
   processes = [
     subprocess.Popen(

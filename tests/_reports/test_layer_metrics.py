@@ -180,6 +180,20 @@ def test_tiny_and_huge_gradients(scale):
   np.testing.assert_allclose(layer.cosine, 1, 1e-4)
 
 
+def test_a_cosine_is_one_at_most():
+  """Also of vectors that rounding makes longer than their own lengths."""
+  state = mbf_optax.scale_by_mbf(0.1).init({"a": {"kernel": jnp.ones((3, 5))}})
+
+  def cosine(kernel):
+    gradients = {"a": {"kernel": kernel}}
+    return mbf_optax.metrics(state, gradients, gradients)["a/kernel"].cosine
+
+  kernels = jax.random.normal(jax.random.key(0), (100, 3, 5))
+  found = jax.jit(jax.vmap(cosine))(kernels)
+  assert found.max() == 1
+  assert found.min() > 1 - 1e-6
+
+
 @jax.jit
 def watch_mbf_adam(gradients):
   """After the same gradient twice and its opposite once."""

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import compilation
 from tests.contract import optax_suites
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,7 +21,7 @@ def test_the_suites_that_optax_ships():
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": compilation.EIGHT_DEVICES,
   }
   finished = subprocess.run(
     [sys.executable, "-m", "tests.contract.optax_suites"],
