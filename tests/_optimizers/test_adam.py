@@ -177,7 +177,9 @@ def test_exact_powers_in_float32():
 
 
 @pytest.mark.usefixtures("exact_powers")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+  "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"]
+)
 def test_exact_powers_of_parts_under_nesterov(dtype):
   follow(dtype, (1, 6), "cut", True, False, TOLERANCE[dtype])
 
