@@ -16,6 +16,7 @@ from mbf_optax._linalg.groups import (
   ends_of,
   groups_of,
   identities,
+  may_join,
   split,
   times,
 )
@@ -23,6 +24,9 @@ from mbf_optax._linalg.methods import Method, invert
 from mbf_optax._linalg.products import diagonals
 from mbf_optax._linalg.rows import row_scales
 from mbf_optax._tree.shapes import Array, Bool, Float, Int
+
+_FEW = 2**17
+"""Floats of all matrices up to which their shifted inverses are computed at once."""
 
 _OfParts = list[list[Float[Array, "..."]]]
 """One array for every part of every group."""
@@ -94,11 +98,54 @@ def _powers(
   method: Method,
 ) -> _OfParts:
   """``A^(-p)`` of the parts of every group."""
-  of_parts, factors = _expansions(systems, groups, exponents)
+  poles, weights = _expansions(systems, groups, exponents)
+  floats = sum(part.statistics.size for group in groups for part in group.parts)
+  sum_of = _at_once if may_join() and floats <= _FEW else _in_turn
+  return sum_of(groups, poles, weights, method)
+
+
+def _at_once(
+  groups: Sequence[Group], poles: _OfParts, weights: _OfParts, method: Method
+) -> _OfParts:
+  """All shifted inverses as one batch.
+
+  A loop over pivots takes as long for a few small matrices as for one.
+  """
+  sums = []
+  for group, s, w in zip(groups, poles, weights, strict=True):
+    repeated = [p.repeated(group, k) for p, k in zip(group.parts, s, strict=True)]
+    inverses = invert(group, [part.matrices(group) for part in repeated], method)
+    sums.append(
+      [
+        _weighted(group, part, v, found)
+        for part, v, found in zip(group.parts, w, inverses, strict=True)
+      ]
+    )
+  return sums
+
+
+def _weighted(
+  group: Group,
+  part: Part,
+  weights: Float[Array, "terms *batch"],
+  inverses: Float[Array, "..."],
+) -> Stored:
+  """``w_0 I + sum_j w_j A_j``; a reduction over ``j`` is slower on a CPU than a sum."""
+  total = identities(group, weights[0], part.statistics)
+  for j in range(shifts.POLES):
+    inverse = inverses[:, j] if group.is_packed else inverses[j]
+    total = total + times(group, weights[j + 1], inverse)
+  return total
+
+
+def _in_turn(
+  groups: Sequence[Group], poles: _OfParts, weights: _OfParts, method: Method
+) -> _OfParts:
+  """One shifted inverse after the other, which holds one copy of the matrices."""
 
   def add(j: Int[Array, ""], sums: _OfParts) -> _OfParts:
     new = []
-    for group, s, w, total in zip(groups, of_parts, factors, sums, strict=True):
+    for group, s, w, total in zip(groups, poles, weights, sums, strict=True):
       shifted = [
         part.matrices(group, pole[j]) for part, pole in zip(group.parts, s, strict=True)
       ]
@@ -108,7 +155,7 @@ def _powers(
 
   start = [
     [identities(g, w[0], p.statistics) for w, p in zip(of_group, g.parts, strict=True)]
-    for g, of_group in zip(groups, factors, strict=True)
+    for g, of_group in zip(groups, weights, strict=True)
   ]
   return jax.lax.fori_loop(0, shifts.POLES, add, start)
 

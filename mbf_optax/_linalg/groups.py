@@ -83,6 +83,15 @@ class Part(NamedTuple):
     scaled = times(group, self.scale, self.statistics)
     return scaled + identities(group, self.shift + more, self.statistics)
 
+  def repeated(self, group: "Group", shifts: Float[Array, "k *batch"]) -> "Part":
+    """``k`` copies with further shifts, along a leading axis of the batch."""
+    axis = 1 if group.is_packed else 0
+    statistics = jnp.stack([self.statistics] * len(shifts), axis)
+    scale = jnp.broadcast_to(self.scale[None], shifts.shape)
+    return self._replace(
+      statistics=statistics, scale=scale, shift=self.shift[None] + shifts
+    )
+
   def join(
     self, systems: Sequence[Matrices], values: Sequence[Any]
   ) -> Float[Array, "*batch"]:
