@@ -1,4 +1,7 @@
-"""Where the presets are right, tracing the loss arrives at the same readings."""
+"""Where the presets are right, tracing the loss arrives at the same readings.
+
+Libraries without a preset are read against axes that are written down here.
+"""
 
 import equinox as eqx
 import flax.linen as nn
@@ -7,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.example_libraries import stax
+from penzai import pz
+from penzai.models import simple_mlp
 
 import mbf_optax
 
@@ -206,3 +212,40 @@ def test_equinox():
     return jnp.mean(jax.vmap(eqx.combine(params, static))(x) ** 2)
 
   check_agreement(mbf_optax.equinox_partition(), loss, params, IMAGES, least=8)
+
+
+def test_stax():
+  layers = [stax.Conv(4, (3, 3), padding="SAME"), stax.BatchNorm(), stax.Relu]
+  layers += [stax.MaxPool((2, 2), (2, 2)), stax.Flatten, stax.Dense(5), stax.Tanh]
+  init, apply = stax.serial(*layers, stax.Dense(2))
+  params = jax.eval_shape(lambda key: init(key, (2, 8, 8, 3))[1], KEY)
+
+  def loss(params, x):
+    return jnp.mean(apply(params, x) ** 2)
+
+  traced = mbf_optax.traced_partition(loss, params, IMAGES)
+  assert traced.unread == ()
+  assert weights(traced(params)) == {
+    "0/0": ((0, 1), (), "full", None),
+    "5/0": ((0,), (), "auto", "5/1"),
+    "7/0": ((0,), (), "auto", "7/1"),
+  }
+
+
+def test_penzai():
+  model = simple_mlp.MLP.from_config(
+    name="mlp", init_base_rng=KEY, feature_sizes=[6, 8, 3]
+  )
+  network, params = pz.unbind_params(model, freeze=True)
+
+  def loss(params, x):
+    named = pz.nx.wrap(x).tag("batch", "features")
+    outputs = pz.bind_variables(network, params)(named)
+    return jnp.mean(outputs.unwrap("batch", "features") ** 2)
+
+  traced = mbf_optax.traced_partition(loss, params, jnp.ones((4, 6)))
+  assert traced.unread == ()
+  assert weights(traced(params)) == {
+    f"{i}/value/data_array": ((0,), (), "auto", f"{i + 1}/value/data_array")
+    for i in (0, 2)
+  }

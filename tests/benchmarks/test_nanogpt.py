@@ -53,3 +53,10 @@ def test_batches_are_stretches_of_the_text():
   drawn = np.asarray(nanogpt.batches(np.arange(500), 3, seed=0))
   assert drawn.shape == (3, nanogpt.BATCH, CONTEXT + 1)
   np.testing.assert_array_equal(np.diff(drawn, axis=-1), 1)
+
+
+def test_the_page_is_made_of_the_kept_runs():
+  page = (nanogpt.RESULTS / "nanogpt.md").read_text()
+  assert page == nanogpt.report(nanogpt.RESULTS)
+  assert "| adamw |" in page
+  assert "| mbf_adam |" in page
