@@ -30,7 +30,17 @@ os.environ.setdefault("XLA_FLAGS", compilation.QUICK)
 gc.set_threshold(100_000, 50, 50)
 
 # What users call is left out: it answers bad arguments in its own words.
-CHECKED = ("_linalg", "_partition.blocks")
+CHECKED = (
+  "_linalg",
+  "_mesh",
+  "_estimators",
+  "_partition.blocks",
+  "_optimizers.faults",
+  "_optimizers.layers",
+  "_optimizers.moments",
+  "_optimizers.persistence",
+  "_optimizers.shrinkage",
+)
 
 jaxtyping.install_import_hook(
   [f"mbf_optax.{name}" for name in CHECKED], "beartype.beartype"
