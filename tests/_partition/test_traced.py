@@ -238,16 +238,6 @@ def test_unrolled_layers_of_one_array():
   assert read(mean(model), {"w": array(4, 3, 4), "b": array(3, 4)}, X) == expected
 
 
-def test_branches():
-  def model(p, x, flag):
-    y = lax.cond(flag, lambda w: x @ w, lambda w: x @ (2.0 * w), p["w"])
-    return y + lax.cond(flag, lambda w: x @ w, lambda w: y, p["v"])
-
-  params = {"w": array(4, 6), "v": array(4, 6)}
-  expected = {"w": dense((0,)), "v": dense((0,))}
-  assert read(mean(model), params, X, array(dtype=bool)) == expected
-
-
 def test_an_ensemble():
   params = [(array(5, 4, 8), array(5, 8)), (array(5, 8, 2), array(5, 2))]
   assert read(mean(jax.vmap(layers)), params, array(5, 3, 4)) == {
@@ -326,16 +316,6 @@ def test_gradients_of_compiled_functions_inside_the_loss():
     return jnp.mean(jax.grad(u)(x) ** 2)
 
   assert read(loss, {"w": array(4, 8)}, X) == {"w": dense((0,))}
-
-
-def test_products_of_weights_alone_say_nothing_beside_others():
-  """As in a penalty that keeps a weight orthogonal."""
-
-  def loss(p, x):
-    penalty = jnp.sum((p @ p.T - jnp.eye(4)) ** 2)
-    return jnp.mean((x @ p) ** 2) + penalty
-
-  assert read(loss, array(4, 6), X) == {"": dense((0,))}
 
 
 def test_normalised_masked_and_noisy_weights():

@@ -84,16 +84,6 @@ def test_what_is_used_in_no_known_way_is_named():
   assert reasons["unused"] == reasons["stopped"] == "the loss does not use it"
 
 
-def test_an_axis_with_two_roles_is_named():
-  """Block-diagonal weights whose blocks lie one after another."""
-
-  def model(p, x):
-    return jnp.einsum("bgi,gio->bgo", x.reshape(3, 2, 2), p.reshape(2, 2, 5))
-
-  assert read(mean(model), array(4, 5), X) == {"": RMS}
-  assert "two roles" in unread(mean(model), array(4, 5), X)[""]
-
-
 def test_vectors_complex_and_empty_arrays():
   def model(p, x):
     y = x @ p["vector"] + (x.astype(jnp.complex64) @ p["complex"]).real.sum(1)
@@ -117,19 +107,3 @@ def test_the_scale_of_every_head():
     return jnp.einsum("bthk,bshk->bhts", q, x)
 
   assert read(mean(model), {"scale": array(2, 3)}, array(2, 5, 2, 3)) == {"scale": RMS}
-
-
-def test_a_learned_start_of_a_loop():
-  """It is the state of the first step alone."""
-
-  def model(p, x):
-    start = jnp.broadcast_to(p["start"], (3, 4))
-
-    def step(h, x):
-      return (jnp.tanh(h @ p["w"] + x), None)
-
-    return lax.scan(step, start, x)[0]
-
-  params = {"start": array(3, 4), "w": array(4, 4)}
-  assert read(mean(model), params, array(5, 3, 4)) == {"start": RMS, "w": dense((0,))}
-  assert "scan" in unread(mean(model), params, array(5, 3, 4))["start"]

@@ -129,20 +129,6 @@ def test_a_leaf_that_is_no_array():
     mbf_optax.traced_partition(lambda p: 0.0, {"f": jnp.tanh})
 
 
-def test_an_equation_that_cannot_be_followed(monkeypatch):
-  """The message names it and the parameter."""
-
-  def broken(walk, equation, values):
-    raise KeyError("dimension_numbers")
-
-  rules = mbf_optax._partition.walk._RULES
-  monkeypatch.setitem(rules, "dot_general", broken)
-  with pytest.raises(
-    ValueError, match=r"dot_general of \(2, 6\) and \(6, 8\).*'dense/kernel'"
-  ):
-    trace()
-
-
 BAD_ARGUMENTS = {
   "dense='wide'; use one of 'auto', 'full'": {"dense": "wide"},
   "rank is 0": {"rank": 0},
