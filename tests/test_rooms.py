@@ -35,6 +35,13 @@ def test_every_package_is_in_the_list():
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_every_module_has_tests_of_its_name(room):
+  tests = {path.name for path in (pathlib.Path(__file__).parent / room).glob("*.py")}
+  modules = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
+  assert {f"test_{name}" for name in modules} <= tests
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_from_those_before_it_alone(room):
   names = {name for path in (PACKAGE / room).glob("*.py") for name in imported(path)}
   used = {name.split(".")[1] for name in names if name.startswith("mbf_optax._")}
