@@ -155,6 +155,8 @@ def table(runs: Mapping[str, Mapping[str, list[float]]]) -> str:
     found = reached(record, GOAL)
     steps, seconds = found if found else ("not reached",) * 2
     last, whole = record["validation"][-1], record["seconds"][-1]
+    if not record.get("alone", True):
+      seconds = whole = "-"
     rows.append(f"| {name} | {last:.3f} | {steps} | {seconds} | {whole} |")
   return "\n".join(rows)
 
@@ -183,7 +185,8 @@ def report(folder: pathlib.Path) -> str:
     "# nanoGPT's CPU setting\n\n4 layers of 128, context 64, batch 12, 2,000 steps on"
     f" tiny-shakespeare, one seed; {versions}, Python {kept['python']}, two CPU cores;"
     " made by `python -m benchmarks.nanogpt --report`. Seconds are without compilation"
-    f" and validation.\n\n{table(runs)}\n"
+    " and validation; - where other work ran beside the training.\n\n"
+    f"{table(runs)}\n"
   )
 
 

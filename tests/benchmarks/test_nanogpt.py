@@ -1,6 +1,7 @@
 """The yardstick's settings are nanoGPT's, and its table says what the runs say."""
 
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -60,3 +61,19 @@ def test_the_page_is_made_of_the_kept_runs():
   assert page == nanogpt.report(nanogpt.RESULTS)
   assert "| adamw |" in page
   assert "| mbf_adam |" in page
+
+
+def test_the_readme_says_what_the_runs_say():
+  runs = json.loads((nanogpt.RESULTS / "nanogpt.json").read_text())["runs"]
+  last = {name: run["validation"][-1] for name, run in runs.items()}
+  steps, seconds = nanogpt.reached(runs["mbf_adam"], 1.88)
+  readme = (nanogpt.RESULTS.parents[2] / "README.md").read_text()
+  muon = min(loss for name, loss in last.items() if name.startswith("muon"))
+  for said in (
+    f"1.88 after {steps} steps and {seconds:.0f} seconds",
+    f"ends at {last['mbf_adam']:.2f}; AdamW ends at {last['adamw']:.2f}",
+    f"after 2,000 steps and {runs['adamw']['seconds'][-1]:.0f} seconds",
+    f"at {last['mbf_adam, 0.003']:.2f} and {last['adamw, 0.003']:.2f}, muon",
+    f"rates of its own, at {muon:.2f} ",
+  ):
+    assert said in readme, said
