@@ -161,6 +161,6 @@ def test_no_device_holds_a_wide_matrix_whole(case):
 
 
 def test_without_a_mesh_a_state_is_built_where_it_is():
-  built = layout.init(lambda params: params, None, {"a": jnp.ones(2)})
+  built = layout.init(lambda params: params, lambda *_: None, {"a": jnp.ones(2)})
   np.testing.assert_array_equal(built["a"], 1)
   assert layout.update(lambda updates, state: (state, updates), 1, 2) == (2, 1)
