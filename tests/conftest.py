@@ -23,7 +23,7 @@ import pytest
 from tests import compilation
 
 # Read when jax first compiles, and by the workers that pytest starts.
-os.environ.setdefault("XLA_FLAGS", compilation.QUICK)
+os.environ["XLA_FLAGS"] = compilation.QUICK
 
 # Tracing makes many objects, and looking through all of them at every 700 new ones, as
 # Python does, takes a fifth of the suite's time.
