@@ -9,7 +9,7 @@ it is asked for.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mbf_optax._partition.layer import Layer, Reading
 
@@ -46,25 +46,50 @@ def floats(reading: Reading) -> int:
 
   ``"auto"`` is counted as the larger of what it may become.
   """
-  layer, n, blocks = reading.layer, reading.block_size, reading.blocks
   moments = _MOMENTS * reading.elements
-  if layer.elementwise:
+  if reading.layer.elementwise:
     return moments + reading.elements
-  if layer.estimator == "full" or (layer.estimator == "auto" and n <= layer.full_limit):
-    return moments + blocks * (n * (n + 1) if n <= _PACKED else 2 * n * n)
-  if layer.estimator == "low_rank":
-    return moments + blocks * layer.rank * (n + layer.rank + 1)
-  layers = math.prod(reading.stack_shape)
-  held = _shared(n, layer.block_limit)
-  if layer.estimator != "shared":
-    held += _shared(reading.blocks_per_layer, layer.block_limit)
-  return moments + layers * held
+  return moments + _MATRICES[reading.layer.estimator](reading)
 
 
-def _shared(n: int, limit: int) -> int:
+def _full(reading: Reading) -> int:
+  n = reading.block_size
+  return reading.blocks * (n * (n + 1) if n <= _PACKED else 2 * n * n)
+
+
+def _low_rank(reading: Reading) -> int:
+  rank = reading.layer.rank
+  return reading.blocks * rank * (reading.block_size + rank + 1)
+
+
+def _shared(reading: Reading) -> int:
+  return math.prod(reading.stack_shape) * _in_parts(reading, reading.block_size)
+
+
+def _two_sided(reading: Reading) -> int:
+  outputs = _in_parts(reading, reading.blocks_per_layer)
+  return _shared(reading) + math.prod(reading.stack_shape) * outputs
+
+
+def _automatic(reading: Reading) -> int:
+  is_small = reading.block_size <= reading.layer.full_limit
+  return _full(reading) if is_small else _two_sided(reading)
+
+
+def _in_parts(reading: Reading, n: int) -> int:
   """Floats of the matrices of ``n`` rows in equal parts."""
-  parts = -(-n // limit)
+  parts = -(-n // reading.layer.block_limit)
   return 2 * parts * (-(-n // parts)) ** 2
+
+
+_MATRICES: dict[str, Callable[[Reading], int]] = {
+  "auto": _automatic,
+  "full": _full,
+  "low_rank": _low_rank,
+  "shared": _shared,
+  "two_sided": _two_sided,
+}
+"""Floats of statistics and inverses by estimator."""
 
 
 def check_size(readings: Sequence[Reading]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from mbf_optax._partition.layer import Estimator, Layer, Reading
 
@@ -16,28 +17,34 @@ suit whole matrices."""
 MOST_INPUTS = 32
 """So are those of more inputs for every output."""
 
+_NOT_OF_MBF = {"two_sided": 'use "shared" or "full", or mbf_adam'}
+_NOT_OF_MBF_ADAM = {"low_rank": 'use "shared" with a smaller block_limit, or mbf'}
+"""What to do about the estimators that an optimizer does not have."""
+
 
 def for_mbf(reading: Reading) -> list[Reading]:
   """A matrix for every block while blocks are small, one for all of them otherwise."""
-  if reading.layer.estimator == "two_sided":
-    raise ValueError(
-      f'mbf_optax: {reading.path!r} is read as "two_sided", which mbf does not have;'
-      ' use "shared" or "full", or mbf_adam.'
-    )
+  _check("mbf", reading, _NOT_OF_MBF)
   is_small = reading.block_size <= reading.layer.full_limit
   return _chosen(reading, "full" if is_small else "shared")
 
 
 def for_mbf_adam(reading: Reading) -> list[Reading]:
   """Matrices on both sides, or Adam's update for layers that fill none."""
-  if reading.layer.estimator == "low_rank":
-    raise ValueError(
-      f'mbf_optax: {reading.path!r} is read as "low_rank", which mbf_adam does not'
-      ' have; use "shared" with a smaller block_limit, or mbf.'
-    )
-  if reading.layer.estimator == "auto" and not _fills_matrices(reading):
+  _check("mbf_adam", reading, _NOT_OF_MBF_ADAM)
+  if reading.layer.is_open and not _fills_matrices(reading):
     return _single_elements(reading)
   return _chosen(reading, "two_sided", BLOCK_LIMIT)
+
+
+def _check(optimizer: str, reading: Reading, missing: Mapping[str, str]) -> None:
+  """Raises a ``ValueError`` for an estimator that the optimizer does not have."""
+  estimator = reading.layer.estimator
+  if estimator in missing:
+    raise ValueError(
+      f'mbf_optax: {reading.path!r} is read as "{estimator}", which {optimizer} does'
+      f" not have; {missing[estimator]}."
+    )
 
 
 def _fills_matrices(reading: Reading) -> bool:
@@ -50,7 +57,7 @@ def _chosen(
   reading: Reading, estimator: Estimator, most: float = math.inf
 ) -> list[Reading]:
   """The reading with an estimator where it names none, cut at ``most`` inputs."""
-  if reading.layer.estimator != "auto":
+  if not reading.layer.is_open:
     return [reading]
   limit = min(reading.layer.block_limit, most)
   layer = dataclasses.replace(

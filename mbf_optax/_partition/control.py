@@ -36,7 +36,7 @@ def _fits(jaxpr: Any, equation: Any) -> bool:
 
 def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
   """The leading axis of what is scanned stacks independent layers."""
-  constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+  constants, carried = _constants_and_carried(equation)
   fixed, carry = values[:constants], values[constants : constants + carried]
   scanned = [
     value.changed(views.take_leading)._replace(outputs=(), origins=())
@@ -51,6 +51,23 @@ def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
     value._replace(views=(), outputs=(), origins=()) for value in outputs[carried:]
   ]
   return outputs[:carried] + stacked
+
+
+def _constants_and_carried(equation: Any) -> tuple[int, int]:
+  """How many inputs of a scan are constant, and how many carried.
+
+  What it scans or stacks has one axis more outside of it than inside. The parameters of
+  the equation say so too, under names that change from release to release.
+  """
+  jaxpr = equation.params["jaxpr"]
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+
+  def as_inside(inner: Sequence[Any], outer: Sequence[Any]) -> int:
+    pairs = zip(inner, outer, strict=True)
+    return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+
+  carried = as_inside(jaxpr.outvars, equation.outvars)
+  return as_inside(jaxpr.invars, equation.invars) - carried, carried
 
 
 def _while(walk: Any, equation: Any, values: list[Value]) -> list[Value]:

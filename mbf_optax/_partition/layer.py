@@ -94,6 +94,11 @@ class Layer:
     """Whether every element is a block of its own."""
     return self.estimator in ELEMENTWISE
 
+  @property
+  def is_open(self) -> bool:
+    """Whether the estimator is left to the optimizer."""
+    return self.estimator == "auto"
+
 
 Why = Literal["asked", "recognised", "unknown"]
 

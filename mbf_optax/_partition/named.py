@@ -12,6 +12,7 @@ from mbf_optax._partition.bounds import FULL_BLOCK
 from mbf_optax._partition.by_shape import says_elementwise
 from mbf_optax._partition.conventions import PATCH, Convention, Geometry, Kind
 from mbf_optax._partition.layer import (
+  ELEMENTWISE,
   Bias,
   Estimator,
   Layer,
@@ -109,7 +110,7 @@ class NamedPartition:
   def _by_convention(self, path: str, params: Parameters, asked: str | None) -> _Found:
     convention = self._convention_of(path, params)
     why: Why = "recognised" if asked is None else "asked"
-    if asked == "rms" or (asked is None and convention.excludes(path, params)):
+    if asked in ELEMENTWISE or (asked is None and convention.excludes(path, params)):
       return _Found(_RMS, why=why)
     if asked is None and not convention.reads(path, params):
       known = params[path].ndim < 2 or says_elementwise(path)

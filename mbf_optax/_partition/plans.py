@@ -9,7 +9,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mbf_optax._partition.bounds import FULL_BLOCK
-from mbf_optax._partition.layer import Bias, Estimator, Layer, Reading, Why, bias_order
+from mbf_optax._partition.layer import (
+  ELEMENTWISE,
+  Bias,
+  Estimator,
+  Layer,
+  Reading,
+  Why,
+  bias_order,
+)
 from mbf_optax._partition.overrides import ESTIMATORS, Choices
 from mbf_optax._partition.uses import Addition, Record, Recorder, Use
 from mbf_optax._tree.paths import Leaves
@@ -94,7 +102,7 @@ class Planner:
       return plan._replace(layer=asked, bias=self._bias(plan._replace(layer=asked)))
     if asked is None and addition is not None:
       return plan._replace(layer=self._bias_layer(path, addition))
-    if asked == "rms" or _is_complex(leaf) or leaf.size == 0:
+    if asked in ELEMENTWISE or _is_complex(leaf) or leaf.size == 0:
       return plan
     use, reason = self._use(plan, asked)
     if use is None:

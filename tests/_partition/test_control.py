@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from tests._partition.traced import RMS, array, dense, mean, read, unread
 
@@ -15,7 +15,7 @@ X, SQUARE = array(3, 4), array(4, 4)
 
 def test_shards_of_a_mesh_are_followed_no_further():
   """What is inside is of other shapes."""
-  mesh = AbstractMesh((2,), ("i",))
+  mesh = AbstractMesh((2,), ("i",), axis_types=(AxisType.Auto,))
   specs = PartitionSpec(), PartitionSpec(None, "i")
   product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=specs, out_specs=specs[1])
 
