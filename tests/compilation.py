@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 _LEVEL = "--xla_backend_optimization_level=0"
-_EMITTERS = "--xla_cpu_use_fusion_emitters=false"  # jaxlib 0.12 has the others no more
+_EMITTERS = "--xla_cpu_use_fusion_emitters=false"  # a flag that jaxlib 0.12 dropped
 
 
 def _is_known(flags: str) -> bool:

@@ -75,7 +75,7 @@ def test_the_loop_of_the_readme_prints_what_it_says():
   np.testing.assert_allclose(numbers(shown), numbers(said), rtol=0.03, err_msg=shown)
 
   ours, adam = re.search(r"^tx = (\S+)  # was (\S+)$", loop, re.M).groups()
-  last = float(re.search(r"the last line says ([\d.]+[\d])\.", page).group(1))
+  last = float(re.search(r"in its place it says ([\d.]+[\d])\.", page).group(1))
   assert numbers(printed(loop.replace(ours, adam)))[-1] == pytest.approx(last, rel=0.03)
 
 

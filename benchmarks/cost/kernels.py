@@ -26,7 +26,15 @@ from mbf_optax._linalg.products import symmetric_product
 from mbf_optax._linalg.sweep import spd_inverse
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-INVERSES = ((16384, 9), (4096, 25), (1024, 49), (16, 257), (4, 1025), (1, 4097))
+INVERSES = (
+  (16384, 9),
+  (4096, 25),
+  (1024, 49),
+  (180, 136),
+  (16, 257),
+  (4, 1025),
+  (1, 4097),
+)
 
 
 def seconds(functions: dict[str, Callable], *operands: Any, rounds: int) -> dict:

@@ -144,7 +144,7 @@ def reached(record: Mapping[str, list[float]], goal: float) -> tuple[int, float]
   return None
 
 
-def table(runs: Mapping[str, Mapping[str, list[float]]]) -> str:
+def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
   """A row for every contender."""
   rows = [
     "| optimizer | validation loss in the end | steps to 1.88 | seconds to 1.88 |"
@@ -172,7 +172,8 @@ def train_all(options: argparse.Namespace) -> None:
   runs = json.loads(path.read_text())["runs"] if path.exists() else {}
   for name in options.contenders:
     build = CONTENDERS[name]
-    runs[name] = train(build, tokens[:cut], tokens[cut:], options.seed, options.steps)
+    run = train(build, tokens[:cut], tokens[cut:], options.seed, options.steps)
+    runs[name] = run | {"alone": not options.beside}
     path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
 
 
@@ -200,6 +201,9 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
   parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+  parser.add_argument(
+    "--beside", action="store_true", help="other work runs: seconds are not reported"
+  )
   parser.add_argument("--report", action="store_true", help="from the kept runs")
   options = parser.parse_args()
   if not options.report:

@@ -86,7 +86,9 @@ class Part(NamedTuple):
   def repeated(self, group: "Group", shifts: Float[Array, "k *batch"]) -> "Part":
     """``k`` copies with further shifts, along a leading axis of the batch."""
     axis = 1 if group.is_packed else 0
-    statistics = jnp.stack([self.statistics] * len(shifts), axis)
+    shape = list(self.statistics.shape)
+    shape.insert(axis, len(shifts))
+    statistics = jnp.broadcast_to(jnp.expand_dims(self.statistics, axis), shape)
     scale = jnp.broadcast_to(self.scale[None], shifts.shape)
     return self._replace(
       statistics=statistics, scale=scale, shift=self.shift[None] + shifts

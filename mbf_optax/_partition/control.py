@@ -26,12 +26,17 @@ def nested(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
 
 def _fits(jaxpr: Any, equation: Any) -> bool:
   """Whether the operands are the jaxpr's own; shards of a mesh have other shapes."""
-  inner = getattr(jaxpr, "jaxpr", jaxpr)
+  inner = _open(jaxpr)
   pairs = [(inner.invars, equation.invars), (inner.outvars, equation.outvars)]
   return all(
     [v.aval.shape for v in ours] == [v.aval.shape for v in theirs]
     for ours, theirs in pairs
   )
+
+
+def _open(jaxpr: Any) -> Any:
+  """A jaxpr without the constants that are closed over, if it comes with them."""
+  return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _scan(walk: Any, equation: Any, values: list[Value]) -> list[Value]:
@@ -59,8 +64,7 @@ def _constants_and_carried(equation: Any) -> tuple[int, int]:
   What it scans or stacks has one axis more outside of it than inside. The parameters of
   the equation say so too, under names that change from release to release.
   """
-  jaxpr = equation.params["jaxpr"]
-  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  jaxpr = _open(equation.params["jaxpr"])
 
   def as_inside(inner: Sequence[Any], outer: Sequence[Any]) -> int:
     pairs = zip(inner, outer, strict=True)
