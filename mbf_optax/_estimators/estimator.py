@@ -172,20 +172,25 @@ class Blocks:
     return [state.inverse]
 
   def norms(self, vectors: Pieces) -> Float[Array, "1 *batch"]:
-    return norm(vectors, (0,))
+    return lengths(vectors, (0,))
 
 
-def norm(pieces: Pieces, axes: tuple[int, ...]) -> Float[Array, "*#shape"]:
-  """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
+def inner(
+  one: Pieces, other: Pieces, axes: tuple[int, ...], keepdims: bool = False
+) -> Float[Array, "*shape"]:
+  """Inner products over ``axes``, of vectors that lie in pieces along the first axis.
 
-  Elements are squared in units of the largest. The first axis, along which the pieces
-  lie one after another, is one of the axes.
+  Their range is that of Adam's second moment, which is made of the same squares.
   """
-  sizes = [jnp.max(jnp.abs(piece), axes, keepdims=True) for piece in pieces]
-  largest = functools.reduce(jnp.maximum, sizes)
-  unit = jnp.where(largest > 0, largest, 1)
-  squares = [jnp.sum(jnp.square(p / unit), axes, keepdims=True) for p in pieces]
-  return largest * jnp.sqrt(functools.reduce(jnp.add, squares))
+  products = [
+    jnp.sum(a * b, axes, keepdims=keepdims) for a, b in zip(one, other, strict=True)
+  ]
+  return functools.reduce(jnp.add, products)
+
+
+def lengths(pieces: Pieces, axes: tuple[int, ...]) -> Float[Array, "*#shape"]:
+  """Euclidean norms over ``axes``, which stay with size one."""
+  return jnp.sqrt(inner(pieces, pieces, axes, keepdims=True))
 
 
 def spread_of(diagonals: Float[Array, "n *batch"]) -> Float[Array, "*batch"]:

@@ -21,7 +21,7 @@ from mbf_optax._estimators.estimator import (
   Regularizer,
   Spectrum,
   condition_number,
-  norm,
+  lengths,
   spread_of,
 )
 from mbf_optax._estimators.full import (
@@ -108,7 +108,7 @@ class Parts:
     """Regularized matrices; padding has ``shift`` on its diagonal."""
     stacked = state.statistics.ndim - 3
     order = self.orders(stacked)
-    traces = jnp.sum(diagonals(state.statistics), axis=0)
+    traces = products.traces(state.statistics)
     means = traces / jnp.asarray(order, traces.dtype)
     scale, shift = regularize(Spectrum(means, order, sharers, tuple(range(stacked))))
     return Matrices(state.statistics, False, scale, shift, order)
@@ -188,9 +188,9 @@ class SharedBlocks(ColumnBlocks):
     parts = self.parts
     split = parts.split(self.columns(jnp.concatenate(vectors)))
     rows_first = jnp.moveaxis(split, -2, 0)
-    lengths = jnp.moveaxis(norm((rows_first,), (0,)), 0, -2)
-    lengths = jnp.broadcast_to(lengths, split.shape)
-    return self.vectors(parts.join(lengths))
+    of_parts = jnp.moveaxis(lengths((rows_first,), (0,)), 0, -2)
+    of_parts = jnp.broadcast_to(of_parts, split.shape)
+    return self.vectors(parts.join(of_parts))
 
   def condition(
     self, state: BlockState, correction: Float[Array, ""]

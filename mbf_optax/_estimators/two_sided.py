@@ -17,7 +17,7 @@ from mbf_optax._estimators.estimator import (
   Operations,
   Regularizer,
   condition_number,
-  norm,
+  lengths,
   spread_of,
 )
 from mbf_optax._estimators.full import BlockState
@@ -101,7 +101,7 @@ class TwoSidedBlocks(ColumnBlocks):
 
   def norms(self, vectors: Pieces) -> Float[Array, "1 *#batch"]:
     stacked = len(self.reading.stack_shape)
-    return norm(vectors, (0, *range(1 + stacked, vectors[0].ndim)))
+    return lengths(vectors, (0, *range(1 + stacked, vectors[0].ndim)))
 
   def condition(
     self, state: TwoSidedState, correction: Float[Array, ""]

@@ -209,7 +209,7 @@ def _split_on_cpu(joined: Array, sizes: list[int], axis: int) -> list[Array]:
   XLA compiles a kernel for every constant offset, which was a third of a deep network's
   compile time. It cannot constant-fold offsets returned from a conditional.
   """
-  starts = [jnp.int32(start) for start in (0, *ends_of(sizes))]
+  starts = [jnp.uint32(start) for start in (0, *ends_of(sizes))]
   offsets = jax.lax.cond(
     jax.lax.optimization_barrier(jnp.array(False)),
     lambda: [jnp.zeros_like(start) for start in starts],

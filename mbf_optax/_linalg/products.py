@@ -1,7 +1,6 @@
 """Products ``A A^T``, products with matrices in parts, and diagonals."""
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +34,16 @@ def join_rows(
 
 
 def mean_product(columns: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
-  """``A A^T / m``.
+  """``A A^T / m``, for elements whose squares can be added up.
 
   On a mesh every device computes the rows that it keeps, from whole columns: joining
   strips of a divided product would need communication.
   """
-  columns = columns / math.sqrt(columns.shape[-1])  # before the product: no overflow
+  m = columns.shape[-1]
   if not devices.may_be_divided():
-    return symmetric_product(columns)
+    return symmetric_product(columns) / m
   columns = devices.whole(columns)
-  return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+  return jnp.matmul(columns, columns.mT, precision=_HIGHEST) / m
 
 
 def symmetric_product(
@@ -77,6 +76,13 @@ def apply(
 ) -> Float[Array, "*batch n m"]:
   """``P V``; on a mesh only ``V`` travels."""
   return jnp.matmul(matrices, devices.whole(columns), precision=_HIGHEST)
+
+
+def traces(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch"]:
+  """Traces, by products with the identity: a diagonal takes XLA a gather."""
+  eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+  eye = eye.reshape(*[1] * (matrices.ndim - 2), *eye.shape)
+  return jnp.sum(matrices * eye, (-2, -1))
 
 
 def diagonals(matrices: Float[Array, "*batch n n"]) -> Float[Array, "n *batch"]:

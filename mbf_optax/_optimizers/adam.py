@@ -32,6 +32,7 @@ from mbf_optax._estimators.estimator import (
   Estimator,
   unregularized,
 )
+from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.methods import Method
@@ -53,7 +54,6 @@ from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
 from mbf_optax._optimizers.shrinkage import shrinkage
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
-from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -213,7 +213,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
-    check_size([estimator.reading for estimator in layers.estimators])
+    check_size(layers.estimators)
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfAdamState, whole: NamedSharding) -> MbfAdamState:
@@ -244,9 +244,10 @@ class _Method:
     checks.same_structure(updates, state.adam.nu)
     if not paths.flatten(updates):
       return updates, state._replace(adam=self.adam.update(updates, state.adam)[1])
-    source = updates if curvature_gradients is None else curvature_gradients
-    source = checks.curvature_leaves(states.as_arrays(source), updates)
-    source = without_faults(source)
+    source = None
+    if curvature_gradients is not None:
+      source = states.as_arrays(curvature_gradients)
+      source = without_faults(checks.curvature_leaves(source, updates))
     layers = self._layers(self.partition(updates)).blocks
     states.same_layers(layers, state.curvature, state.adam.nu)
     if warm_start is not None:
@@ -256,17 +257,22 @@ class _Method:
     return layout.update(step, updates, state, source)
 
   def step(
-    self, layers: Layers, g: optax.Updates, state: MbfAdamState, source: paths.Leaves
+    self,
+    layers: Layers,
+    g: optax.Updates,
+    state: MbfAdamState,
+    source: paths.Leaves | None,
   ) -> tuple[optax.Updates, MbfAdamState]:
-    """The update rule; ``source`` are the gradients that the statistics see."""
+    """The update rule; statistics see ``source`` where it is not the gradient."""
     k, beta = state.adam.count, self.curvature_ema
     usable = without_faults(g)
+    seen = paths.flatten(usable) if source is None else source
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
-    kappa = {path: persistence(average, k + 1) for path, average in r.items()}
+    kappa = persistence(r, k + 1)
 
     def statistics(now: tuple[States, Array]) -> tuple[States, Array]:
-      return layers.accumulate(now[0], source, beta), corrected_by(beta, now[1])
+      return layers.accumulate(now[0], seen, beta), corrected_by(beta, now[1])
 
     now = layers.of_these(state.curvature), state.bias_correction
     G, c = every(self.curvature_update_period, k, statistics, now)
@@ -286,18 +292,19 @@ class _Method:
     layers: Layers,
     g: optax.Updates,
     state: MbfAdamState,
-    source: paths.Leaves,
+    source: paths.Leaves | None,
     instruction: WarmStart,
   ) -> tuple[optax.Updates, MbfAdamState]:
     """One call of a warm start: an average's next entry, or the final refresh."""
     nothing, average = jax.tree.map(jnp.zeros_like, g), instruction.average
     if average is not None:
+      seen = paths.flatten(without_faults(g)) if source is None else source
       return nothing, state._replace(
         bias_correction=corrected_by(average, state.bias_correction),
-        curvature=layers.accumulate(state.curvature, source, average),
+        curvature=layers.accumulate(state.curvature, seen, average),
       )
     k, c = state.adam.count, state.bias_correction
-    kappa = {path: persistence(r, k) for path, r in state.foretold.items()}
+    kappa = persistence(state.foretold, k)
     R = self._powers(layers, state.curvature, c, k, kappa)
     return nothing, state._replace(curvature=R)
 
@@ -309,13 +316,14 @@ class _Method:
     self, layers: Layers, g: optax.Updates, state: MbfAdamState
   ) -> dict[str, Float[Array, "..."]]:
     """Averages of the foretold share by layer, with this gradient's."""
-    leaves, k = paths.flatten(g), state.adam.count
-    before = moments.corrected(state.adam.mu, self.b1, jnp.maximum(k, 1))
-    before = paths.flatten(before)
+    leaves, before = paths.flatten(g), paths.flatten(state.adam.mu)
+    c = moments.correction(
+      self.b1, jnp.maximum(state.adam.count, 1), jnp.result_type(float)
+    )
     averages = {}
     for estimator in layers.estimators:
       r = estimator.reading
-      new = foretold(to_pieces(r, leaves), to_pieces(r, before), len(r.stack_shape))
+      new = foretold(to_pieces(r, leaves), to_pieces(r, before), c, len(r.stack_shape))
       old = state.foretold[r.path]
       averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
@@ -368,7 +376,7 @@ def _resized(
     computed(estimator, state), to_blocks(r, m_hat), unregularized
   )
   wanted, own = estimator.norms(to_pieces(r, a)), estimator.norms((d,))
-  return from_blocks(r, jnp.where(own > 0, d / own, 0) * wanted)
+  return from_blocks(r, d * jnp.where(own > 0, wanted / own, 0))
 
 
 def _at(value: optax.ScalarOrSchedule, count: Int[Array, ""]) -> jax.typing.ArrayLike:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mbf_optax._tree.dtypes import as_float
 from mbf_optax._tree.shapes import Array, Inexact
 
-_SUMMANDS = 2.0**14
+_SUMMANDS = 2.0**20
 """Squares of as many elements can be added up without overflow."""
 
 

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from mbf_optax._estimators.estimator import Regularizer, Spectrum
+from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
 from mbf_optax._linalg.methods import Method
 from mbf_optax._mesh import devices, layout
@@ -27,7 +28,6 @@ from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
 from mbf_optax._partition import reading
-from mbf_optax._partition.bounds import check_size
 from mbf_optax._partition.choice import for_mbf
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -171,7 +171,7 @@ class _Method:
     """State before the first gradient, laid out beside the parameters."""
     params = states.as_arrays(params)
     layers = self._layers(reading.readings(self.partition, params))
-    check_size([estimator.reading for estimator in layers.estimators])
+    check_size(layers.estimators)
     states.log([estimator.reading for estimator in layers.estimators])
 
     def shardings(state: MbfState, whole: NamedSharding) -> MbfState:

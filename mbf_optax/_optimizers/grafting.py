@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax._estimators.estimator import norm
 from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Partition, Reading
@@ -14,6 +13,7 @@ from mbf_optax._partition.presets import flax_partition
 from mbf_optax._tree import checks
 from mbf_optax._tree.dtypes import as_float
 from mbf_optax._tree.paths import Leaves, flatten, unflatten
+from mbf_optax._tree.shapes import Array, Float
 
 Lengths = Literal["layer", "block"]
 
@@ -116,5 +116,15 @@ def _resized(
   d, a = to_blocks(reading, along), to_blocks(reading, sized)
   stacked = len(reading.stack_shape)
   axes = (0,) if lengths == "block" else (0, *range(1 + stacked, d.ndim))
-  own, wanted = norm((d,), axes), norm((a,), axes)
+  own, wanted = _norms(d, axes), _norms(a, axes)
   return from_blocks(reading, jnp.where(own > 0, d / own, 0) * wanted)
+
+
+def _norms(v: Float[Array, "n *batch"], axes: tuple[int, ...]) -> Float[Array, "..."]:
+  """Euclidean norms over ``axes``, which stay with size one; never over- or underflow.
+
+  Any transformation may be grafted, and elements are squared in units of the largest.
+  """
+  largest = jnp.max(jnp.abs(v), axes, keepdims=True)
+  unit = jnp.where(largest > 0, largest, 1)
+  return largest * jnp.sqrt(jnp.sum(jnp.square(v / unit), axes, keepdims=True))

@@ -1,5 +1,6 @@
 """What Adam divides by the root of its second moment."""
 
+import functools
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> 
   def mixed(
     m: Inexact[Array, "*shape"], g: Inexact[Array, "*shape"]
   ) -> Inexact[Array, "*shape"]:
-    beta = _decay(b1, m).astype(m.dtype)
+    beta = devices.replicated(b1, jnp.finfo(m.dtype).dtype).astype(m.dtype)
     return beta * m + (1 - beta) * g
 
   return jax.tree.map(mixed, ahead, g_hat)
@@ -33,17 +34,18 @@ def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> 
 
 def corrected(moment: Any, decay: jax.typing.ArrayLike, count: Int[Array, ""]) -> Any:
   """Moments, widened, divided by ``1 - decay ** count``."""
+  of_dtype = functools.cache(functools.partial(correction, decay, count))
 
   def correct(m: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    m, beta = as_float(m), _decay(decay, m)
-    correction = 1 - beta ** count.astype(beta.dtype)
-    return m / correction.astype(m.dtype)
+    m = as_float(m)
+    return m / of_dtype(m.dtype).astype(m.dtype)
 
   return jax.tree.map(correct, moment)
 
 
-def _decay(
-  value: jax.typing.ArrayLike, like: Inexact[Array, "..."]
+def correction(
+  decay: jax.typing.ArrayLike, count: Int[Array, ""], dtype: jax.typing.DTypeLike
 ) -> Float[Array, ""]:
-  """A decay in the real dtype that belongs to a moment."""
-  return devices.replicated(value, jnp.finfo(as_float(like).dtype).dtype)
+  """``1 - decay ** count`` in the real dtype that belongs to a moment's."""
+  beta = devices.replicated(decay, jnp.finfo(dtype).dtype)
+  return 1 - beta ** count.astype(beta.dtype)

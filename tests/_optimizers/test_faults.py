@@ -18,7 +18,7 @@ def test_half_precision_is_squared_in_single():
 
 
 def test_squares_of_what_is_left_can_be_added_up():
-  g = without_faults(jnp.full(10_000, 1e17))
+  g = without_faults(jnp.full(1_000_000, 1e16))
   assert np.all(g > 0)
   assert jnp.isfinite(jnp.sum(jnp.square(g)))
-  np.testing.assert_array_equal(without_faults(jnp.full(3, 1e18)), 0)
+  np.testing.assert_array_equal(without_faults(jnp.full(3, 1e17)), 0)

@@ -170,7 +170,7 @@ def watch_first_step(gradients):
   return mbf_optax.metrics(state, gradients, squares)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e17])
+@pytest.mark.parametrize("scale", [1e-12, 1e16])
 def test_tiny_and_huge_gradients(scale):
   """Squares of the updates, and of the statistics, are beyond float32."""
   gradients = {"a": {"kernel": jnp.full((3, 2), scale)}}
