@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
 import mbf_optax
@@ -57,26 +56,19 @@ def printed(program):
   return output.getvalue()
 
 
-def numbers(text):
-  return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
-
-
 @pytest.mark.promotes
 def test_the_loop_of_the_readme_prints_what_it_says():
-  """For both optimizers; the last digits depend on the machine.
-
-  What follows the loop goes on with its names.
-  """
-  page = text("README.md")
-  loop, *more = [snippet.values[0] for snippet in SNIPPETS if of_the_readme(snippet)]
-  said = re.search(r"^```text\n(.*?)^```", page, re.M | re.S).group(1)
-  shown = printed("\n".join([loop, *more]))
-  assert re.sub(r"\d", "0", shown) == re.sub(r"\d", "0", said), shown
-  np.testing.assert_allclose(numbers(shown), numbers(said), rtol=0.03, err_msg=shown)
-
+  """For both optimizers; the last digits depend on the machine."""
+  (loop,) = [snippet.values[0] for snippet in SNIPPETS if of_the_readme(snippet)]
+  said = re.search(r"# prints ([\d.]+), and ([\d.]+) with optax.adam$", loop, re.M)
   ours, adam = re.search(r"^tx = (\S+)  # was (\S+)$", loop, re.M).groups()
-  last = float(re.search(r"in its place it says ([\d.]+[\d])\.", page).group(1))
-  assert numbers(printed(loop.replace(ours, adam)))[-1] == pytest.approx(last, rel=0.03)
+  for program, loss in zip(
+    (loop, loop.replace(ours, adam)), said.groups(), strict=True
+  ):
+    shown = printed(program)
+    assert shown.startswith("loss after 200 steps: ")
+    last = float(shown.split()[-1])
+    assert last == pytest.approx(float(loss), rel=0.03)
 
 
 @pytest.mark.parametrize("page", PAGES)
