@@ -16,30 +16,25 @@ import argparse
 import functools
 import json
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from tqdm import tqdm
 
 import mbf_optax
 from benchmarks.baselines.muon import matrices
 from benchmarks.cost.report import environment
-from benchmarks.nanogpt.model import CONTEXT, GPT, loss
+from benchmarks.nanogpt.model import LAYERS
+from benchmarks.nanogpt.training import EVERY, Build, Setting, texts, train
 
-STEPS, BATCH, WARMUP, EVERY = 2000, 12, 100, 100
+STEPS, WARMUP = 2000, 100
+SETTING = Setting(LAYERS, 12, STEPS)
 RATE, LEAST, DECAY, BETAS, CLIP = 1e-3, 1e-4, 0.1, (0.9, 0.99), 1.0
 GOAL = 1.88
 HIGHER = 3e-3
 MUON_RATES = (1e-2, 2e-2)
-VALIDATION = 200  # batches, nanoGPT's eval_iters
 RESULTS = pathlib.Path(__file__).parent / "results"
-
-Build = Callable[[], optax.GradientTransformation]
 
 
 def schedule(peak: float) -> optax.Schedule:
@@ -88,54 +83,6 @@ CONTENDERS: Mapping[str, Build] = {
 } | {f"muon, {rate:g}": functools.partial(muon, rate) for rate in MUON_RATES}
 
 
-def batches(text: np.ndarray, count: int, seed: int) -> jax.Array:
-  """``(count, BATCH, CONTEXT + 1)`` characters from random places."""
-  rng = np.random.default_rng(seed)
-  starts = rng.integers(0, len(text) - CONTEXT, (count, BATCH, 1))
-  return jnp.asarray(text[starts + np.arange(CONTEXT + 1)])
-
-
-def train(
-  build: Build, train_text: np.ndarray, test_text: np.ndarray, seed: int, steps: int
-) -> dict[str, list[float]]:
-  """Validation loss after every hundredth step, and the seconds until then."""
-  model, tx = GPT(int(train_text.max()) + 1), build()
-
-  def objective(params: Any, tokens: jax.Array) -> jax.Array:
-    logits = model.apply({"params": params}, tokens[:, :-1])
-    return loss(logits, tokens[:, 1:])
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry: tuple[Any, Any], tokens: jax.Array) -> tuple[Any, jax.Array]:
-    params, state = carry
-    value, gradient = jax.value_and_grad(objective)(params, tokens)
-    updates, state = tx.update(gradient, state, params)
-    return (optax.apply_updates(params, updates), state), value
-
-  @jax.jit
-  def validate(params: Any) -> jax.Array:
-    return jnp.mean(jax.lax.map(lambda tokens: objective(params, tokens), held_out))
-
-  held_out = batches(test_text, VALIDATION, 0)
-  stream = batches(train_text, steps, seed + 1)
-  params = model.init(jax.random.key(seed), stream[0, :, :-1])["params"]
-  carry = params, tx.init(params)
-  compiled = step.lower(carry, stream[0]).compile()
-  record: dict[str, list[float]] = {"validation": [], "train": [], "seconds": []}
-  seconds = 0.0
-  for start in tqdm(range(0, steps, EVERY), leave=False):
-    begun, total = time.perf_counter(), jnp.zeros(())
-    for tokens in stream[start : start + EVERY]:
-      carry, value = compiled(carry, tokens)
-      total += value
-    total.block_until_ready()
-    seconds += time.perf_counter() - begun
-    record["seconds"].append(round(seconds, 2))
-    record["train"].append(round(float(total) / EVERY, 4))
-    record["validation"].append(round(float(validate(carry[0])), 4))
-  return record
-
-
 def reached(record: Mapping[str, list[float]], goal: float) -> tuple[int, float] | None:
   """The first measured step with that validation loss, and its seconds."""
   for index, value in enumerate(record["validation"]):
@@ -163,16 +110,13 @@ def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def train_all(options: argparse.Namespace) -> None:
   """Trains the contenders one after the other, and keeps each one's run."""
-  text = (options.data_dir / "tinyshakespeare.txt").read_text()
-  vocabulary = sorted(set(text))
-  tokens = np.array([vocabulary.index(character) for character in text], np.int32)
-  cut = int(0.9 * len(tokens))
+  halves = texts(options.data_dir)
+  setting = SETTING._replace(steps=options.steps)
   options.out.mkdir(parents=True, exist_ok=True)
   path = options.out / "nanogpt.json"
   runs = json.loads(path.read_text())["runs"] if path.exists() else {}
   for name in options.contenders:
-    build = CONTENDERS[name]
-    run = train(build, tokens[:cut], tokens[cut:], options.seed, options.steps)
+    run = train(CONTENDERS[name], setting, halves, options.seed)
     runs[name] = run | {"alone": not options.beside}
     path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
 

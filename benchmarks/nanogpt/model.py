@@ -12,6 +12,7 @@ class GPT(nn.Module):
   """Logits ``(batch, length, vocabulary)`` of tokens ``(batch, length)``."""
 
   vocabulary: int
+  layers: int = LAYERS
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -19,19 +20,25 @@ class GPT(nn.Module):
     embed = nn.Embed(self.vocabulary, WIDTH, embedding_init=init)
     position = self.param("position_embedding", init, (CONTEXT, WIDTH))
     x = embed(tokens) + position[None, : tokens.shape[1]]
-    for _ in range(LAYERS):
-      x = Block()(x)
+    for _ in range(self.layers):
+      x = Block(self.layers)(x)
     return embed.attend(nn.LayerNorm(use_bias=False)(x))
 
 
 class Block(nn.Module):
-  """Attention and two dense layers, each beside the residual stream."""
+  """Attention and two dense layers, each beside the residual stream.
+
+  Attributes:
+    layers: how many blocks the network has.
+  """
+
+  layers: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.normal(_STD)
     # nanoGPT: what is added to the residual stream starts smaller in deeper networks.
-    into = nn.initializers.normal(_STD / (2 * LAYERS) ** 0.5)
+    into = nn.initializers.normal(_STD / (2 * self.layers) ** 0.5)
     y = nn.LayerNorm(use_bias=False)(x)
     x = x + nn.MultiHeadDotProductAttention(
       HEADS, use_bias=False, kernel_init=init, out_kernel_init=into

@@ -2,6 +2,7 @@
 
   python -m benchmarks.paper autoencoder
   python -m benchmarks.paper autoencoder --scale paper --resume
+  python -m benchmarks.paper autoencoder --kept results/paper/autoencoder.json
 
 Text, numbers and pictures go to results/paper/NAME.md, .json and .png.
 """
@@ -15,6 +16,7 @@ import shlex
 import sys
 import time
 from importlib import metadata
+from typing import NamedTuple
 
 import jax
 import matplotlib
@@ -36,8 +38,22 @@ def names() -> list[str]:
   return sorted(path.stem for path in found if path.stem not in SUPPORT)
 
 
-def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
-  """The experiment's name and its options, from the command line."""
+class Arguments(NamedTuple):
+  """What the command line says.
+
+  Attributes:
+    name: of the experiment.
+    options: of the experiment.
+    kept: the record of an earlier run to make the report of, instead of running.
+  """
+
+  name: str
+  options: Options
+  kept: pathlib.Path | None
+
+
+def parse(arguments: list[str] | None = None) -> Arguments:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.paper",
     description=__doc__,
@@ -54,17 +70,29 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
   )
   add("--work", type=pathlib.Path, default=pathlib.Path("results/paper"))
   add("--resume", action="store_true", help="continue from the checkpoints")
+  add(
+    "--kept",
+    type=pathlib.Path,
+    metavar="JSON",
+    help="make text and pictures of an earlier run's record (autoencoder, cnn)",
+  )
   values = vars(parser.parse_args(arguments))
-  return values.pop("name"), Options(**values)
+  name, kept = values.pop("name"), values.pop("kept")
+  return Arguments(name, Options(**values), kept)
 
 
 def main(arguments: list[str] | None = None) -> None:
   """Runs the experiment, writes its files and prints its text."""
-  name, options = parse(arguments)
+  name, options, kept = parse(arguments)
   start = time.perf_counter()
   experiment = importlib.import_module(f"benchmarks.paper.{name}")
-  report = experiment.run(options)
-  facts = _facts(name, options, time.perf_counter() - start)
+  if kept is None:
+    report = experiment.run(options)
+    facts = _facts(name, options, time.perf_counter() - start)
+  else:
+    record = json.loads(kept.read_text())
+    facts = record.pop("facts")
+    report = experiment.of_record(record)
   print(write(name, report, facts, options.work))
 
 

@@ -1,6 +1,7 @@
 """Figures 8 and 18, Tables 4 to 6: autoencoders, every optimizer at its best."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.optimizers import OPTIMIZERS, product
-from benchmarks.paper.report import table
+from benchmarks.paper.report import plain, table
 
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("curves",),
@@ -49,9 +50,16 @@ def run(options: Options) -> Report:
       name: comparison.compare(task, optimizers, seeds, session, search)
       for name, task in tasks.items()
     }
+  return of_record(
+    plain({name: comparison.record(results) for name, results in outcomes.items()})
+  )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = {name: comparison.restored(kept) for name, kept in record.items()}
   figure = comparison.comparison_figure(outcomes, ["test loss"])
-  record = {name: comparison.record(results) for name, results in outcomes.items()}
-  return Report(_text(outcomes), record, {"loss": figure})
+  return Report(_text(outcomes), dict(record), {"loss": figure})
 
 
 def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import optax
 
@@ -18,7 +19,7 @@ from benchmarks.paper.optimizers import (
   warm_moments,
   with_factors,
 )
-from benchmarks.paper.report import table
+from benchmarks.paper.report import plain, table
 
 # Table 8: accuracy on the validation set, in percent.
 PAPER = {
@@ -91,9 +92,16 @@ def run(options: Options) -> Report:
       name: comparison.compare(task, optimizers[name], seeds, session, search)
       for name, task in tasks.items()
     }
+  return of_record(
+    plain({name: comparison.record(results) for name, results in outcomes.items()})
+  )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = {name: comparison.restored(kept) for name, kept in record.items()}
   figure = comparison.comparison_figure(outcomes, ["test accuracy"])
-  record = {name: comparison.record(results) for name, results in outcomes.items()}
-  return Report(_text(outcomes), record, {"loss": figure})
+  return Report(_text(outcomes), dict(record), {"loss": figure})
 
 
 def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:

@@ -20,6 +20,25 @@ from benchmarks.paper.tasks import Task
 from benchmarks.paper.training import Runs, train
 
 
+class Curve(NamedTuple):
+  """Training losses to draw: a running mean, thinned to some 200 points.
+
+  Attributes:
+    steps: ``(points,)``, from 1 on.
+    losses: ``(seeds, points)``.
+  """
+
+  steps: np.ndarray
+  losses: np.ndarray
+
+  @classmethod
+  def of(cls, runs: Runs) -> "Curve":
+    """Of the runs with one setting."""
+    losses = report.smooth(runs.losses[0])
+    every = max(1, losses.shape[-1] // 200)
+    return cls(1 + np.arange(losses.shape[-1])[::every], losses[:, ::every])
+
+
 class Outcome(NamedTuple):
   """What one optimizer reached on one task.
 
@@ -27,11 +46,13 @@ class Outcome(NamedTuple):
     search: runs of every setting of its grid.
     runs: the best setting from several seeds that the search has not seen.
     seconds: of one step, trained alone.
+    curve: the training losses of ``runs``.
   """
 
   search: Runs
   runs: Runs
   seconds: float
+  curve: Curve
 
   @property
   def setting(self) -> Setting:
@@ -165,7 +186,9 @@ def compare(
     )
   timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))
-  return {n: Outcome(searches[n], runs[n], seconds[n]) for n in optimizers}
+  return {
+    n: Outcome(searches[n], runs[n], seconds[n], Curve.of(runs[n])) for n in optimizers
+  }
 
 
 def at_equal_seconds(outcome: Outcome, seconds: float, metric: str) -> np.ndarray:
@@ -231,15 +254,14 @@ def comparison_figure(
     colors = report.colors(results)
     for name, outcome in results.items():
       style = {"label": name, "color": colors[name]}
-      losses = report.smooth(outcome.runs.losses[0])
-      steps = 1 + np.arange(losses.shape[-1])
+      steps, losses = outcome.curve
       report.curve(row[0], steps, losses, **style)
       report.curve(row[1], steps * outcome.seconds, losses, **style)
       for ax, metric in zip(row[2:], metrics, strict=True):
         report.curve(ax, outcome.runs.at, outcome.runs.metrics[metric][0], **style)
     row[0].set(xlabel="steps", ylabel=f"{task}: training loss")
     row[1].set(xlabel="seconds", xlim=(0, min(4 * min(lasted), max(lasted))))
-    _around(row[:2], [o.runs.losses[0] for o in results.values()])
+    _around(row[:2], [o.curve.losses for o in results.values()])
     for ax, metric in zip(row[2:], metrics, strict=True):
       ax.set(xlabel="steps", ylabel=metric)
       values = [o.runs.metrics[metric][0] for o in results.values()]
@@ -261,13 +283,11 @@ def _around(axes: Sequence[matplotlib.axes.Axes], losses: Sequence[np.ndarray]) 
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-  """The outcomes as plain data, the curves thinned to at most 200 points."""
+  """The outcomes as plain data."""
   return {name: _record(outcome) for name, outcome in outcomes.items()}
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
-  losses = report.smooth(outcome.runs.losses[0])
-  every = max(1, losses.shape[-1] // 200)
   return {
     "setting": outcome.setting,
     "grid edge": on_grid_edge(outcome),
@@ -278,5 +298,32 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     ],
     "steps": outcome.runs.at,
     "metrics": {m: v[0] for m, v in outcome.runs.metrics.items()},
-    "training loss": losses[:, ::every],
+    "curve": {"steps": outcome.curve.steps, "losses": outcome.curve.losses},
   }
+
+
+def restored(kept: Mapping[str, Any]) -> dict[str, Outcome]:
+  """Inverse of :func:`record`, as far as tables and pictures need it."""
+  return {name: _restored(entry) for name, entry in kept.items()}
+
+
+def _restored(entry: Mapping[str, Any]) -> Outcome:
+  metrics = {name: _array(values)[None] for name, values in entry["metrics"].items()}
+  curve = Curve(np.array(entry["curve"]["steps"]), _array(entry["curve"]["losses"]))
+  at, none = np.array(entry["steps"]), np.zeros((0, 0, 0))
+  settings, finals = [], []
+  for tried in entry["search"]:
+    settings.append({key: tried[key] for key in entry["setting"]})
+    finals.append([tried[name] for name in metrics])
+  searched = dict(zip(metrics, _array(finals).T[..., None, None], strict=True))
+  return Outcome(
+    Runs(settings, none, at[-1:], searched),
+    Runs([entry["setting"]], none, at, metrics),
+    entry["seconds a step"],
+    curve,
+  )
+
+
+def _array(values: Any) -> np.ndarray:
+  """What was not finite was kept as null."""
+  return np.array(values, float)

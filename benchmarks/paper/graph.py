@@ -15,7 +15,13 @@ import optax
 
 import mbf_optax
 from benchmarks.paper import data
-from benchmarks.paper.comparison import Outcome, Session, on_grid_edge, session
+from benchmarks.paper.comparison import (
+  Curve,
+  Outcome,
+  Session,
+  on_grid_edge,
+  session,
+)
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.methods import Optimizer
 from benchmarks.paper.report import axes, colors, curve, describe, spread, table
@@ -189,7 +195,7 @@ def _outcome(
   runs = opened.train(
     f"{name} seeds", task, optimizer, settings=[setting], seeds=seeds, points=20
   )
-  return Outcome(searched, runs, float("nan"))
+  return Outcome(searched, runs, float("nan"), Curve.of(runs))
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

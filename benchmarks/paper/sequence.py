@@ -17,6 +17,7 @@ from benchmarks import baselines
 from benchmarks.models import Transformer
 from benchmarks.paper import data, tasks
 from benchmarks.paper.comparison import (
+  Curve,
   Outcome,
   Search,
   Session,
@@ -123,7 +124,10 @@ def _compare(
     points=POINTS,
   )
   like = outcomes["mbf_adam"]
-  return {**outcomes, ADAMS_RATE: Outcome(like.search, runs, like.seconds)}
+  return {
+    **outcomes,
+    ADAMS_RATE: Outcome(like.search, runs, like.seconds, Curve.of(runs)),
+  }
 
 
 def _readings(network: nn.Module) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.nanogpt.model import CONTEXT, GPT, WIDTH, loss
+from benchmarks.nanogpt.training import batches
 
 nanogpt = importlib.import_module("benchmarks.nanogpt.__main__")
 
@@ -51,8 +52,8 @@ def test_the_first_step_at_the_goal(losses, expected):
 
 
 def test_batches_are_stretches_of_the_text():
-  drawn = np.asarray(nanogpt.batches(np.arange(500), 3, seed=0))
-  assert drawn.shape == (3, nanogpt.BATCH, CONTEXT + 1)
+  drawn = np.asarray(batches(np.arange(500), 12, 3, seed=0))
+  assert drawn.shape == (3, 12, CONTEXT + 1)
   np.testing.assert_array_equal(np.diff(drawn, axis=-1), 1)
 
 

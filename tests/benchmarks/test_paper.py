@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from benchmarks.paper import (
   vision,
 )
 from benchmarks.paper.checkpoints import Checkpoint
+from benchmarks.paper.comparison import Curve, Outcome
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.methods import Optimizer, warm
@@ -35,6 +37,7 @@ from benchmarks.paper.training import Runs, Trainer, train
 
 QUICK = Options(scale="quick")
 LIGHT = ["sensitivity", "autoencoder"]
+RESULTS = pathlib.Path(command.__file__).parent / "results"
 
 pytestmark = pytest.mark.promotes
 
@@ -90,6 +93,33 @@ def test_experiment_runs_and_writes_its_report(name, tmp_path, capsys):
   assert text.strip() in capsys.readouterr().out
   assert json.loads((tmp_path / f"{name}.json").read_text())["facts"]
   assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "cnn"])
+def test_the_tables_of_a_page_are_those_of_its_record(name, tmp_path):
+  page = RESULTS / f"{name}.md"
+  if not page.with_suffix(".json").exists():
+    pytest.skip("its runs were not kept")
+  kept = str(page.with_suffix(".json"))
+  command.main([name, "--kept", kept, "--work", str(tmp_path)])
+  made = (tmp_path / f"{name}.md").read_text()
+  rows = [line for line in made.splitlines() if line.startswith("|")]
+  assert len(rows) > 10
+  assert not set(rows) - set(page.read_text().splitlines())
+
+
+def test_a_record_gives_the_same_tables_and_curves(task):
+  adam = OPTIMIZERS["adam"](product(learning_rate=[1e-3, 1e9]))
+  runs = train(task, adam, seeds=(0, 1), points=3)
+  best = runs.only(0)
+  before = {"adam": Outcome(runs, best, 0.01, Curve.of(best))}
+  after = comparison.restored(report.plain(comparison.record(before)))
+  form = {"train loss": "{:.1f}", "test loss": "{:.1f}"}
+  tables = [comparison.comparison_table(each, form) for each in (before, after)]
+  assert tables[0] == tables[1]
+  np.testing.assert_allclose(
+    after["adam"].curve.losses, before["adam"].curve.losses, rtol=1e-5
+  )
 
 
 def test_every_experiment_has_the_interface():
