@@ -48,6 +48,14 @@ def test_a_room_imports_from_those_before_it_alone(room):
   assert used <= set(ROOMS[: ROOMS.index(room) + 1])
 
 
+def test_no_module_is_named_like_a_function():
+  """``from package.module import module`` would say nothing."""
+  for path in MODULES:
+    nodes = ast.parse(path.read_text()).body
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert path.stem not in functions, path
+
+
 def test_nothing_private_or_else_is_imported():
   """Of jax and optax only public names; nothing else but numpy and what Python has.
 

@@ -71,6 +71,11 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   add("--work", type=pathlib.Path, default=pathlib.Path("results/paper"))
   add("--resume", action="store_true", help="continue from the checkpoints")
   add(
+    "--optimizers",
+    nargs="+",
+    help="who takes part, adam among them (autoencoder, cnn)",
+  )
+  add(
     "--kept",
     type=pathlib.Path,
     metavar="JSON",
@@ -118,7 +123,10 @@ def write(
 def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
   versions = [f"{package} {metadata.version(package)}" for package in PACKAGES]
   device = jax.devices()[0]
-  given = shlex.join([name, "--scale", options.scale])
+  arguments = [name, "--scale", options.scale]
+  if options.optimizers is not None:
+    arguments += ["--optimizers", *options.optimizers]
+  given = shlex.join(arguments)
   return {
     "command": f"`python -m benchmarks.paper {given}`",
     "versions": ", ".join([f"Python {platform.python_version()}", *versions]),

@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
   """Searches, trains from several seeds, times, and compares with Table 4."""
   names = _TASKS[options.scale]
   tasks = {name: problems.autoencoder(name, options) for name in names}
-  optimizers = _optimizers(options.scale)
+  optimizers = options.chosen(_optimizers(options.scale))
   search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
   seeds = _SEEDS[options.scale]
   total = sum(

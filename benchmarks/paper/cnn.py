@@ -83,7 +83,9 @@ _WARM = {"shampoo": warm_moments, "kfac": warm_factors, "mbf (10, 100), warm": w
 def run(options: Options) -> Report:
   """Searches by held-out accuracy, trains from several seeds, times the steps."""
   tasks = vision.tasks(options)
-  optimizers = {name: _optimizers(options.scale, name) for name in tasks}
+  optimizers = {
+    name: options.chosen(_optimizers(options.scale, name)) for name in tasks
+  }
   seeds = problems.SEEDS[options.scale]
   search = _SEARCHES[options.scale]
   total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)

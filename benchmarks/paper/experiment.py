@@ -1,6 +1,7 @@
 """What an experiment is given, and what it gives back."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ class Options(NamedTuple):
     extra_data: folder of ``faces_like.npz``, ``cora.npz`` and ``tinyshakespeare.txt``.
     work: folder for caches and checkpoints.
     resume: whether to continue from the checkpoints there.
+    optimizers: those that take part; ``None`` is all.
   """
 
   scale: Scale = "cpu"
@@ -25,6 +27,12 @@ class Options(NamedTuple):
   extra_data: pathlib.Path | None = None
   work: pathlib.Path = pathlib.Path("results/paper")
   resume: bool = False
+  optimizers: list[str] | None = None
+
+  def chosen(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the optimizers that take part."""
+    wanted = optimizers if self.optimizers is None else self.optimizers
+    return {name: o for name, o in optimizers.items() if name in wanted}
 
 
 class Report(NamedTuple):

@@ -18,11 +18,10 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Matrices, Results, Stored
-from mbf_optax._linalg.products import diagonals
+from mbf_optax._linalg.products import diagonals, multiply
 from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class BlockState(NamedTuple):
@@ -121,7 +120,7 @@ class MatrixBlocks(_FullBlocks):
   ) -> Float[Array, "n *batch"]:
     del regularize
     columns = jnp.moveaxis(vectors, 0, -1)[..., None]
-    product = jnp.matmul(state.inverse, columns, precision=_HIGHEST)
+    product = multiply(state.inverse, columns)
     return jnp.moveaxis(product[..., 0], -1, 0)
 
   def condition(

@@ -26,9 +26,8 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.products import multiply
 from mbf_optax._tree.shapes import Array, Float, Int
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class LowRankState(NamedTuple):
@@ -83,7 +82,7 @@ class LowRankBlocks(Blocks):
     history = jax.lax.dynamic_update_index_in_dim(
       state.history, row, state.slot, state.history.ndim - 2
     )
-    products = jnp.matmul(history, row[..., None], precision=_HIGHEST)[..., 0]
+    products = multiply(history, row[..., None])[..., 0]
     entries = jnp.asarray(triangles.positions(rank))[state.slot]
     return state._replace(
       history=history,
@@ -129,11 +128,11 @@ class LowRankBlocks(Blocks):
     columns = jnp.moveaxis(vectors, 0, -1)
     roots = jnp.sqrt(normalized(state).weights)
     roots = roots.reshape(*[1] * state.damping.ndim, -1)
-    inner = jnp.matmul(state.history, columns[..., None], precision=_HIGHEST)[..., 0]
+    inner = multiply(state.history, columns[..., None])[..., 0]
     inner = triangles.lower_matvec(state.inverse, jnp.moveaxis(roots * inner, -1, 0))
     inner = triangles.transposed_lower_matvec(state.inverse, inner)
     inner = roots * jnp.moveaxis(inner, 0, -1)
-    along = jnp.matmul(inner[..., None, :], state.history, precision=_HIGHEST)
+    along = multiply(inner[..., None, :], state.history)
     return jnp.moveaxis((columns - along[..., 0, :]) / state.damping[..., None], -1, 0)
 
   def condition(

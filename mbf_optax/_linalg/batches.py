@@ -199,7 +199,7 @@ def _expansions(
     )
   )
   bound = 1 + order / least
-  poles = least[None] * shifts.shifts(bound)
+  poles = least[None] * shifts.poles(bound)
   # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
   weights = (least**-p)[None] * shifts.weights(p, bound)
   weights = weights.at[1:].multiply(least[None])

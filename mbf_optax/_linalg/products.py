@@ -1,8 +1,8 @@
 """Products ``A A^T``, products with matrices in parts, and diagonals."""
 
 import itertools
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from mbf_optax._mesh import devices
@@ -11,7 +11,19 @@ from mbf_optax._tree.shapes import Array, Float
 _STRIPS = 4  # at most, of a symmetric product; each one is a program of its own
 _LEAST_ROWS = 576  # of a strip
 _TALL = 3  # rows a column beyond which mirroring costs more than it saves
-_HIGHEST = jax.lax.Precision.HIGHEST
+
+Precision = Literal["default", "high", "highest"]
+"""How exactly gradients are multiplied with one another and with matrices."""
+
+
+def multiply(
+  a: Float[Array, "*batch n k"], b: Float[Array, "*batch k m"]
+) -> Float[Array, "*batch n m"]:
+  """A product in the precision of the optimizer.
+
+  While an update is traced, that is jax's default.
+  """
+  return jnp.matmul(a, b)
 
 
 def split_rows(
@@ -43,7 +55,7 @@ def mean_product(columns: Float[Array, "*batch n m"]) -> Float[Array, "*batch n 
   if not devices.may_be_divided():
     return symmetric_product(columns) / m
   columns = devices.whole(columns)
-  return jnp.matmul(columns, columns.mT, precision=_HIGHEST) / m
+  return multiply(columns, columns.mT) / m
 
 
 def symmetric_product(
@@ -58,10 +70,10 @@ def symmetric_product(
   n, m = columns.shape[-2:]
   count = min(_STRIPS, -(-n // _LEAST_ROWS))
   if count == 1 or n > _TALL * m:
-    return jnp.matmul(columns, columns.mT, precision=_HIGHEST)
+    return multiply(columns, columns.mT)
   edges = list(itertools.pairwise(n * index // count for index in range(count + 1)))
   strips = [
-    jnp.matmul(columns[..., start:end, :], columns[..., :end, :].mT, precision=_HIGHEST)
+    multiply(columns[..., start:end, :], columns[..., :end, :].mT)
     for start, end in edges
   ]
   rows = []
@@ -75,7 +87,7 @@ def apply(
   matrices: Float[Array, "*batch n n"], columns: Float[Array, "*batch n m"]
 ) -> Float[Array, "*batch n m"]:
   """``P V``; on a mesh only ``V`` travels."""
-  return jnp.matmul(matrices, devices.whole(columns), precision=_HIGHEST)
+  return multiply(matrices, devices.whole(columns))
 
 
 def traces(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch"]:

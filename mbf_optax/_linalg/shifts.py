@@ -53,7 +53,7 @@ _EXPONENT_DEGREE, _BOUND_DEGREE = 8, 14
 _SAMPLES = 64  # eigenvalues at which an error is counted, Chebyshev points of their log
 
 
-def shifts(bound: Float[Array, "*k"]) -> Float[Array, "poles *k"]:
+def poles(bound: Float[Array, "*k"]) -> Float[Array, "poles *k"]:
   """The shifts of the matrices to invert.
 
   Args:
@@ -66,7 +66,7 @@ def shifts(bound: Float[Array, "*k"]) -> Float[Array, "poles *k"]:
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> shifts(jnp.array([100.0, 1000.0])).shape
+    >>> poles(jnp.array([100.0, 1000.0])).shape
     (5, 2)
   """
   logs = _log_shifts(_log(bound))
@@ -80,17 +80,17 @@ def weights(
 
   Args:
     exponent: may be traced: p of ``A^(-p)``, cut to ``[0, 1]``.
-    bound: as for `shifts`.
+    bound: as for `poles`.
 
   Returns:
     ``POLES + 1`` numbers in the dtype of ``bound``: the weight of the identity, then
-    one for each of the `shifts`.
+    one for each of the `poles`.
 
   Examples:
     >>> import jax.numpy as jnp
     >>> bound, eigenvalues = jnp.float32(100.0), jnp.array([1.0, 4.0, 100.0])
     >>> first, *others = weights(jnp.float32(0.5), bound)
-    >>> inverses = (w / (eigenvalues + s) for w, s in zip(others, shifts(bound)))
+    >>> inverses = (w / (eigenvalues + s) for w, s in zip(others, poles(bound)))
     >>> print(jnp.round(first + sum(inverses), 3))
     [1.  0.5 0.1]
   """

@@ -36,6 +36,7 @@ from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.methods import Method
+from mbf_optax._linalg.products import Precision
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
@@ -50,8 +51,8 @@ from mbf_optax._optimizers.layers import (
   every,
   when,
 )
-from mbf_optax._optimizers.persistence import MEMORY, foretold, persistence
-from mbf_optax._optimizers.shrinkage import shrinkage
+from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_by_layer
+from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
 from mbf_optax._partition.choice import for_mbf_adam
@@ -78,6 +79,7 @@ def scale_by_mbf_adam(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  precision: Precision = "high",
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients as Adam does, with a matrix for every mini-block.
 
@@ -131,6 +133,9 @@ def scale_by_mbf_adam(
       never return from on a CPU.
     inverse_dtype: in which :math:`R_b` is kept; ``None`` is float32 or wider,
       ``"bfloat16"`` halves its memory.
+    precision: of products with statistics and with :math:`R_b`: ``"high"`` is TF32 on
+      CUDA, three passes in bfloat16 on TPU and float32 on a CPU; ``"highest"`` is
+      float32 everywhere. Matrices are always inverted in float32.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
@@ -175,6 +180,7 @@ def scale_by_mbf_adam(
     checks.partition(flax_partition() if partition is None else partition),
     inverse,
     inverse_dtype,
+    precision,
   )
   return optax.GradientTransformationExtraArgs(method.init, method.update)
 
@@ -196,6 +202,7 @@ class _Method:
   partition: Partition
   inverse: Method
   inverse_dtype: jax.typing.DTypeLike | None
+  precision: Precision
 
   def __post_init__(self) -> None:
     checks.decay("b1", self.b1)
@@ -208,6 +215,7 @@ class _Method:
     checks.period("inverse_update_period", self.inverse_update_period)
     checks.choice("inverse", self.inverse, get_args(Method))
     checks.floating("inverse_dtype", self.inverse_dtype)
+    checks.choice("precision", self.precision, get_args(Precision))
 
   def init(self, params: optax.Params) -> MbfAdamState:
     """State before the first gradient, laid out beside the parameters."""
@@ -250,11 +258,12 @@ class _Method:
       source = without_faults(checks.curvature_leaves(source, updates))
     layers = self._layers(self.partition(updates)).blocks
     states.same_layers(layers, state.curvature, state.adam.nu)
-    if warm_start is not None:
-      warm = functools.partial(self.warm, layers)
-      return layout.update(warm, updates, state, source, warm_start)
-    step = functools.partial(self.step, layers)
-    return layout.update(step, updates, state, source)
+    with jax.default_matmul_precision(self.precision):
+      if warm_start is not None:
+        warm = functools.partial(self.warm, layers)
+        return layout.update(warm, updates, state, source, warm_start)
+      step = functools.partial(self.step, layers)
+      return layout.update(step, updates, state, source)
 
   def step(
     self,
@@ -269,7 +278,7 @@ class _Method:
     seen = paths.flatten(usable) if source is None else source
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
-    kappa = persistence(r, k + 1)
+    kappa = kappa_by_layer(r, k + 1)
 
     def statistics(now: tuple[States, Array]) -> tuple[States, Array]:
       return layers.accumulate(now[0], seen, beta), corrected_by(beta, now[1])
@@ -304,7 +313,7 @@ class _Method:
         curvature=layers.accumulate(state.curvature, seen, average),
       )
     k, c = state.adam.count, state.bias_correction
-    kappa = persistence(state.foretold, k)
+    kappa = kappa_by_layer(state.foretold, k)
     R = self._powers(layers, state.curvature, c, k, kappa)
     return nothing, state._replace(curvature=R)
 
@@ -349,7 +358,7 @@ class _Method:
         value = self.output_exponent if side == OUTPUTS else self.exponent
         exponents.append(share * devices.replicated(_at(value, k), share.dtype))
     powers = functools.partial(_powers, exponents=exponents, method=self.inverse)
-    regularize = shrinkage(c, self.curvature_ema, _at(self.damping, k))
+    regularize = shrunk(c, self.curvature_ema, _at(self.damping, k))
     return layers.refresh(G, regularize, powers)
 
 

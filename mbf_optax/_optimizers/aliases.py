@@ -4,6 +4,7 @@ import jax
 import optax
 
 from mbf_optax._linalg.methods import Method
+from mbf_optax._linalg.products import Precision
 from mbf_optax._optimizers.adam import scale_by_mbf_adam
 from mbf_optax._optimizers.decay import Mask, decoupled_weight_decay
 from mbf_optax._optimizers.fisher import scale_by_mbf
@@ -23,6 +24,7 @@ def mbf(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  precision: Precision = "highest",
 ) -> optax.GradientTransformationExtraArgs:
   r"""The Mini-Block Fisher method, as the paper gives it.
 
@@ -45,6 +47,7 @@ def mbf(
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf`.
     inverse_dtype: in which inverses are kept, see :func:`scale_by_mbf`.
+    precision: of products with matrices, see :func:`scale_by_mbf`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -79,6 +82,7 @@ def mbf(
       partition=partition,
       inverse=inverse,
       inverse_dtype=inverse_dtype,
+      precision=precision,
     ),
     decoupled_weight_decay(weight_decay, mask),
     optax.scale_by_learning_rate(learning_rate),
@@ -105,6 +109,7 @@ def mbf_adam(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  precision: Precision = "high",
 ) -> optax.GradientTransformationExtraArgs:
   """Adam with a matrix for every mini-block: the drop-in for ``adam`` and ``adamw``.
 
@@ -136,6 +141,7 @@ def mbf_adam(
     partition: reads the parameters as layers; ``None`` is :func:`flax_partition`.
     inverse: how matrices are inverted, see :func:`scale_by_mbf_adam`.
     inverse_dtype: in which preconditioners are kept, see :func:`scale_by_mbf_adam`.
+    precision: of products with matrices, see :func:`scale_by_mbf_adam`.
 
   Returns:
     The transformation; its update takes ``curvature_gradients``, see
@@ -176,6 +182,7 @@ def mbf_adam(
       partition=partition,
       inverse=inverse,
       inverse_dtype=inverse_dtype,
+      precision=precision,
     ),
     decoupled_weight_decay(weight_decay, mask),
     optax.scale_by_learning_rate(learning_rate),

@@ -22,6 +22,7 @@ from mbf_optax._estimators.estimator import Regularizer, Spectrum
 from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
 from mbf_optax._linalg.methods import Method
+from mbf_optax._linalg.products import Precision
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.faults import without_faults
@@ -69,6 +70,7 @@ def scale_by_mbf(
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
+  precision: Precision = "highest",
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by the inverse of their damped mini-block Fisher matrix.
 
@@ -102,8 +104,12 @@ def scale_by_mbf(
       ``"linalg"`` for ``jnp.linalg.inv``, whose batched calls some jaxlib releases
       never return from on a CPU.
     inverse_dtype: in which inverses are kept between updates. ``None`` is float32 or
-      wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits.
+      wider; ``"bfloat16"`` halves their memory and rounds :math:`P_b` to three digits,
+      which only dampings near the largest eigenvalues of the statistics bear.
       ``"low_rank"`` layers, whose inverses are small, keep them as they are.
+    precision: of products with statistics and with :math:`P_b`. ``"highest"`` is
+      float32; ``"high"`` is TF32 on CUDA and three passes in bfloat16 on TPU. An
+      inverse of small damping may turn the rounding of TF32 into a wrong direction.
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
@@ -140,6 +146,7 @@ def scale_by_mbf(
     checks.partition(flax_partition() if partition is None else partition),
     inverse,
     inverse_dtype,
+    precision,
   )
   return optax.GradientTransformationExtraArgs(method.init, method.update)
 
@@ -157,6 +164,7 @@ class _Method:
   partition: Partition
   inverse: Method
   inverse_dtype: jax.typing.DTypeLike | None
+  precision: Precision
 
   def __post_init__(self) -> None:
     checks.positive("damping", self.damping, "3e-3, or 0.1 for relative damping")
@@ -166,6 +174,7 @@ class _Method:
     checks.period("inverse_update_period", self.inverse_update_period)
     checks.choice("inverse", self.inverse, get_args(Method))
     checks.floating("inverse_dtype", self.inverse_dtype)
+    checks.choice("precision", self.precision, get_args(Precision))
 
   def init(self, params: optax.Params) -> MbfState:
     """State before the first gradient, laid out beside the parameters."""
@@ -206,11 +215,12 @@ class _Method:
     source = without_faults(source)
     layers = self._layers(self.partition(updates))
     states.same_layers(layers, state.curvature, state.momentum)
-    if warm_start is not None:
-      warm = functools.partial(self.warm, layers)
-      return layout.update(warm, updates, state, source, warm_start)
-    step = functools.partial(self.step, layers)
-    return layout.update(step, updates, state, source)
+    with jax.default_matmul_precision(self.precision):
+      if warm_start is not None:
+        warm = functools.partial(self.warm, layers)
+        return layout.update(warm, updates, state, source, warm_start)
+      step = functools.partial(self.step, layers)
+      return layout.update(step, updates, state, source)
 
   def step(
     self, layers: Layers, g: optax.Updates, state: MbfState, source: paths.Leaves

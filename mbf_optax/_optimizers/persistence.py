@@ -38,7 +38,7 @@ def foretold(
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
-def persistence(
+def kappa_by_layer(
   averages: Mapping[str, Float[Array, "..."]], t: Int[Array, ""]
 ) -> dict[str, Float[Array, "..."]]:
   """``kappa`` at step ``t``, from 1 on, by layer, of averages that started at zero.

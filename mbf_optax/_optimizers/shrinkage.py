@@ -20,7 +20,7 @@ from mbf_optax._tree.shapes import Array, Float
 _FLOOR = 1e-30
 
 
-def shrinkage(
+def shrunk(
   correction: Float[Array, ""],
   ema: jax.typing.ArrayLike,
   damping: jax.typing.ArrayLike,

@@ -11,7 +11,7 @@ Where a bias fits the last axis a matrix is ``(in, out)``, where it fits the fir
 import dataclasses
 
 from mbf_optax._partition import names
-from mbf_optax._partition.channels_first import channels_first
+from mbf_optax._partition.channels_first import channels_first_geometry
 from mbf_optax._partition.conventions import Convention, Geometry, Kind
 from mbf_optax._partition.pairs import is_kernel
 from mbf_optax._partition.parameters import Parameters, module_of, name_of
@@ -80,7 +80,7 @@ class ByShape:
     front = shape[0] == shape[1] and outputs in ((), shape[-1:])
     back = shape[2] == shape[3] and outputs in ((), shape[:1])
     if back and (self.outputs_first or not front):
-      return channels_first(4, 0, is_conv=True)
+      return channels_first_geometry(4, 0, is_conv=True)
     return Geometry((), (0, 1), (2,), (3,))
 
 

@@ -56,7 +56,7 @@ class ChannelsFirst(Named):
     )
     if kind is None and not is_conv:
       stack = len(shape) - 2
-    return channels_first(len(shape), stack, is_conv)
+    return channels_first_geometry(len(shape), stack, is_conv)
 
   def _is_conv(
     self, path: str, shape: tuple[int, ...], stack: int, bias: tuple[int, ...]
@@ -73,7 +73,7 @@ class ChannelsFirst(Named):
     return is_plausible_kernel(own[2:])
 
 
-def channels_first(ndim: int, stack: int, is_conv: bool) -> Geometry:
+def channels_first_geometry(ndim: int, stack: int, is_conv: bool) -> Geometry:
   """Axes of a weight with this many stacked ones in front."""
   behind = tuple(range(stack + 1, ndim))
   spatial, inputs = (behind[1:], behind[:1]) if is_conv else ((), behind)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mbf_optax._partition.channels_first import channels_first
+from mbf_optax._partition.channels_first import channels_first_geometry
 from mbf_optax._partition.conventions import Geometry, Kind, Named
 from mbf_optax._partition.parameters import Parameters, module_of
 from mbf_optax._tree import paths
@@ -70,7 +70,7 @@ class EquinoxTypes(Named):
   def geometry(self, path: str, params: Parameters, kind: Kind | None) -> Geometry:
     ndim, rank = params[path].ndim, self._ranks[module_of(path)] or 2
     is_conv = kind == "conv" or (kind is None and rank > 2)
-    return channels_first(ndim, max(0, ndim - rank), is_conv)
+    return channels_first_geometry(ndim, max(0, ndim - rank), is_conv)
 
   @functools.cached_property
   def _ranks(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from mbf_optax._optimizers.adam_state import MbfAdamState
 from mbf_optax._optimizers.fisher import MbfState
 from mbf_optax._optimizers.found import find_states, plain
 from mbf_optax._optimizers.layers import Layers, computed
-from mbf_optax._optimizers.persistence import persistence
+from mbf_optax._optimizers.persistence import kappa_by_layer
 from mbf_optax._partition.blocks import to_blocks
 from mbf_optax._partition.choice import for_mbf, for_mbf_adam
 from mbf_optax._partition.layer import Partition
@@ -146,7 +146,7 @@ def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
   layers = Layers.of(readings).blocks
   momentum = paths.flatten(jax.tree.map(as_float, state.adam.mu))
   _check(layers, state.curvature, paths.flatten(state.adam.nu))
-  kappa = persistence(state.foretold, state.adam.count)
+  kappa = kappa_by_layer(state.foretold, state.adam.count)
   return _View(layers, momentum, dict(state.curvature), kappa, None)
 
 
@@ -177,7 +177,8 @@ def _of_layer(
   state = computed(estimator, view.curvature[reading.path])
   vectors = to_blocks(reading, view.momentum)
   if updates is None:
-    step = estimator.precondition(state, vectors, unregularized)
+    with jax.default_matmul_precision("highest"):
+      step = estimator.precondition(state, vectors, unregularized)
   else:
     step = _blocks_of(estimator, "updates", updates, view.momentum)
   if gradients is not None:

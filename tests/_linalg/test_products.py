@@ -53,9 +53,10 @@ def test_products_of_parts_with_their_matrices():
   np.testing.assert_allclose(given, matrices @ columns, rtol=1e-4, atol=1e-5)
 
 
-def test_products_ask_for_full_precision():
-  """On an accelerator the default would round to bfloat16."""
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_products_have_the_precision_that_is_set_around_them(precision):
   x = jax.ShapeDtypeStruct((3, 3), jnp.float32)
   for function in (products.symmetric_product, lambda x: products.apply(x, x)):
-    text = jax.jit(function).lower(x).as_text()
-    assert "precision = [HIGHEST, HIGHEST]" in text
+    with jax.default_matmul_precision(precision):
+      text = jax.jit(function).lower(x).as_text()
+    assert f"precision = [{precision.upper()}, {precision.upper()}]" in text

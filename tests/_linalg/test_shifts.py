@@ -28,7 +28,7 @@ ERRORS = {
 
 @jax.jit
 def both(exponents, bounds):
-  return module.weights(exponents, bounds), module.shifts(bounds)
+  return module.weights(exponents, bounds), module.poles(bounds)
 
 
 def numbers(exponents, bound, dtype=np.float32):
@@ -87,7 +87,7 @@ def test_ends_are_exact(bound, dtype):
 
 def test_shifts_rise_and_belong_to_the_nearest_bound_of_the_table():
   bounds = np.array([1.0, 8.0, 1e3, 1e7, 1e9], np.float32)
-  shifts = np.asarray(module.shifts(jnp.asarray(bounds)))
+  shifts = np.asarray(module.poles(jnp.asarray(bounds)))
   assert shifts.shape == (module.POLES, 5)
   assert np.all(np.diff(shifts, axis=0) > 0)
   np.testing.assert_array_equal(shifts[:, 0], shifts[:, 1])

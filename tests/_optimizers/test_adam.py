@@ -16,8 +16,9 @@ import optax
 import pytest
 
 import mbf_optax
-from mbf_optax._linalg import batches
-from mbf_optax._optimizers.persistence import persistence
+from mbf_optax._estimators import full
+from mbf_optax._linalg import batches, products
+from mbf_optax._optimizers.persistence import kappa_by_layer
 from tests import reference, trees
 from tests._optimizers import exact
 from tests.contract.common import random_tree
@@ -154,7 +155,7 @@ def test_exact_powers_of_uneven_rows(monkeypatch):
 def check_persistence(state, oracle, tolerance):
   """Of every layer, and of each of a stack by itself."""
   t = state[0].adam.count
-  found = persistence(state[0].foretold, t)
+  found = kappa_by_layer(state[0].foretold, t)
   assert found.keys() == oracle.persistence.keys()
   for path, kappas in oracle.persistence.items():
     np.testing.assert_allclose(np.ravel(found[path]), kappas, atol=10 * tolerance)
@@ -192,6 +193,31 @@ def test_exact_powers_under_schedules_and_with_curvature_gradients():
 @pytest.mark.parametrize("periods", PERIODS, ids=str)
 def test_own_powers_stay_within_their_bound(periods):
   follow("float32", periods, "whole", False, False, 2e-2, compiled_step)
+
+
+# Precision.
+
+
+@pytest.fixture
+def products_in_tf32(monkeypatch):
+  """``"high"`` on CUDA: factors keep ten bits of their fractions, sums are float32."""
+
+  def rounded(x):
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
+
+  def product(a, b):
+    return jnp.matmul(rounded(a), rounded(b), precision="highest")
+
+  for module in (products, full):
+    monkeypatch.setattr(module, "multiply", product)
+
+
+tf32_step = jax.jit(lambda *args: step(*args), static_argnums=(0, 1, 2))
+
+
+@pytest.mark.usefixtures("exact_powers", "products_in_tf32")
+def test_products_in_tf32_stay_within_their_bound():
+  follow("float32", (1, 10), "whole", False, False, 5e-3, tf32_step)
 
 
 # Blocks of one element.

@@ -39,6 +39,7 @@ SHARED = {
   "partition": PARTITION,
   "inverse": "linalg",
   "inverse_dtype": "bfloat16",
+  "precision": "default",
 }
 ARGUMENTS = {
   "mbf": {**SHARED, "momentum": 0.3},
@@ -231,7 +232,7 @@ def test_what_arguments_of_the_scalings_are_compared_with_an_oracle():
   """A new argument needs a place in this list, and a test that it points to."""
   oracle = {"damping", "curvature_ema", "curvature_update_period"}
   oracle |= {"inverse_update_period", "partition"}
-  alias = {"inverse", "inverse_dtype"}
+  alias = {"inverse", "inverse_dtype", "precision"}
   fisher = oracle | alias | {"momentum", "relative_damping"}  # test_fisher.py
   adam = oracle | alias | {"b1", "b2", "eps", "eps_root", "nesterov", "mu_dtype"}
   adam |= {"exponent", "output_exponent"}  # test_adam.py

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from mbf_optax._estimators.estimator import Spectrum
-from mbf_optax._optimizers.shrinkage import shrinkage
+from mbf_optax._optimizers.shrinkage import shrunk
 
 
 def regularized(mean=3.0, order=4, sharers=2, beta=0.9, steps=5, damping=0.1):
   spectrum = Spectrum(jnp.full((1,), mean), np.full((1,), order), sharers, ())
   c = jnp.float32(1 - beta**steps)
-  scale, shift = shrinkage(c, beta, damping)(spectrum)
+  scale, shift = shrunk(c, beta, damping)(spectrum)
   return float(scale[0]), float(shift[0])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import mbf_optax
 from mbf_optax._estimators.estimator import Spectrum
-from mbf_optax._optimizers.shrinkage import shrinkage
+from mbf_optax._optimizers.shrinkage import shrunk
 from tests.contract import common
 
 SMALL = {"a": {"kernel": (2, 5), "bias": (5,)}, "b": {"kernel": (2, 5), "bias": (5,)}}
@@ -89,7 +89,7 @@ def test_warm_start_of_mbf_adam_leaves_adam_alone():
   np.testing.assert_allclose(layer.statistics[0], statistics, rtol=1e-5)
   # Of three elements, which five neurons share.
   spectrum = Spectrum(jnp.float32(np.trace(statistics) / 3), np.asarray(3), 5, ())
-  scale, shift = shrinkage(jnp.float32(1), 0.7, 0.1)(spectrum)
+  scale, shift = shrunk(jnp.float32(1), 0.7, 0.1)(spectrum)
   eigenvalues, vectors = np.linalg.eigh(scale * statistics + shift * np.eye(3))
   metrics = mbf_optax.metrics(warm, partition=partition)["a/kernel"]
   powers = eigenvalues ** -(0.9 * float(metrics.exponent))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mbf_optax._partition.channels_first import ChannelsFirst, channels_first
+from mbf_optax._partition.channels_first import ChannelsFirst, channels_first_geometry
 from mbf_optax._partition.conventions import Geometry
 from mbf_optax._partition.parameters import Parameters
 from tests._partition.shapes import array
@@ -26,10 +26,10 @@ def geometry(module, weight, bias=None, kind=None, stack=None):
 
 
 def test_axes_are_stacks_outputs_inputs_and_offsets():
-  assert channels_first(5, 1, True) == Geometry((0,), (3, 4), (2,), (0, 1))
-  assert channels_first(4, 2, False) == Geometry((0, 1), (), (3,), (0, 1, 2))
-  assert channels_first(4, 0, False) == Geometry((), (), (1, 2, 3), (0,))
-  assert channels_first(3, 0, True) == Geometry((), (2,), (1,), (0,))
+  assert channels_first_geometry(5, 1, True) == Geometry((0,), (3, 4), (2,), (0, 1))
+  assert channels_first_geometry(4, 2, False) == Geometry((0, 1), (), (3,), (0, 1, 2))
+  assert channels_first_geometry(4, 0, False) == Geometry((), (), (1, 2, 3), (0,))
+  assert channels_first_geometry(3, 0, True) == Geometry((), (2,), (1,), (0,))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import mbf_optax
+from benchmarks.cost import compilation
 from benchmarks.cost.measure import _at_count, _shares
 from benchmarks.cost.optimizers import Timed
+from mbf_optax._tree.paths import flatten
 
 PERIODS = {"curvature_update_period": 3, "inverse_update_period": 6}
 PARAMS = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.arange(5.0)}}
@@ -19,6 +21,32 @@ def matrices(state):
   layer = ours.curvature["Dense_0/kernel"]
   layer = getattr(layer, "inputs", layer)
   return layer.statistics, layer.inverse
+
+
+@pytest.mark.promotes
+def test_stages_of_a_compilation_are_timed_apart():
+  params = jax.eval_shape(lambda: PARAMS)
+  found = {
+    name: compilation.compilation(make(), params)
+    for name, make in compilation.OPTIMIZERS.items()
+  }
+  for cost in found.values():
+    assert min(cost) > 0
+    assert cost.total == pytest.approx(sum(cost[:3]))
+  assert found["mbf_adam"].operations > found["adam"].operations
+  rows = compilation.table("small", found).splitlines()
+  assert [row.split()[0] for row in rows] == ["small", "adam", "mbf", "mbf_adam"]
+  assert rows[1].split()[5] == "1.0"
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(
+  ("network", "layers"), [("transformer", 12), ("resnet110", 108)]
+)
+def test_networks_to_compile_for_are_deep(network, layers):
+  names = {path.split("/")[0] for path in flatten(compilation.parameters(network))}
+  blocks = [name for name in names if "Block" in name]
+  assert len(blocks) * (1 if network == "transformer" else 2) == layers
 
 
 @pytest.mark.promotes

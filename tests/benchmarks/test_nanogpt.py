@@ -6,8 +6,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from benchmarks.nanogpt import muon
 from benchmarks.nanogpt.model import CONTEXT, GPT, WIDTH, loss
 from benchmarks.nanogpt.training import batches
 
@@ -62,6 +64,31 @@ def test_the_page_is_made_of_the_kept_runs():
   assert page == nanogpt.report(nanogpt.RESULTS)
   assert "| adamw |" in page
   assert "| mbf_adam |" in page
+
+
+def test_the_page_of_two_layers_is_made_of_the_kept_runs():
+  page = (muon.RESULTS / "muon.md").read_text()
+  assert page == muon.report(muon.RESULTS)
+  assert page.count("| muon, ") == 4
+
+
+def test_muon_has_a_rate_of_its_own_for_the_matrices_alone():
+  """And so has ``mbf_adam``: everything else moves as under Adam."""
+  params = {
+    "Dense_0": {"kernel": jnp.ones((4, 6))},
+    "LayerNorm_0": {"scale": jnp.ones(4)},
+  }
+  gradients = jax.tree.map(lambda p: 0.5 * p, params)
+  adam = optax.adam(muon.schedule(muon.RATE))
+  for rate in (1e-3, 1e-2):
+    for tx in (muon.apart(rate), muon.muon(rate, None)):
+      state, expected = tx.init(params), adam.init(params)
+      for _ in range(3):
+        updates, state = tx.update(gradients, state, params)
+        theirs, expected = adam.update(gradients, expected, params)
+      np.testing.assert_allclose(
+        updates["LayerNorm_0"]["scale"], theirs["LayerNorm_0"]["scale"], rtol=1e-5
+      )
 
 
 def test_the_readme_says_what_the_runs_say():

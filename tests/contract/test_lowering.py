@@ -70,6 +70,37 @@ def test_wide_matrices_are_factorized_by_the_library_of_cuda(name):
   assert text.count("stablehlo.while") < sweeps
 
 
+def precisions(text):
+  """Of the products inside of loops and outside of them, where inverses are not."""
+  found = {True: set(), False: set()}
+  depth = 0
+  for line in text.splitlines():
+    depth += line.count("{") - line.count("}")
+    products = re.findall(r"precision = \[(\w+), (\w+)\]", line)
+    found[depth > 2].update(each for pair in products for each in pair)
+  return found
+
+
+@pytest.mark.parametrize(
+  ("make", "outside"),
+  [
+    (lambda: mbf_optax.scale_by_mbf_adam(), {"HIGH"}),
+    (lambda: mbf_optax.scale_by_mbf_adam(precision="highest"), {"HIGHEST"}),
+    (lambda: mbf_optax.scale_by_mbf_adam(precision="default"), {"DEFAULT"}),
+    (lambda: mbf_optax.scale_by_mbf(partition=PARTITION), {"HIGHEST"}),
+    (lambda: mbf_optax.scale_by_mbf(partition=PARTITION, precision="high"), {"HIGH"}),
+  ],
+)
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_products_have_the_precision_asked_for_and_inverses_are_in_float32(
+  make, outside, platform
+):
+  """On an accelerator the default would round to bfloat16."""
+  found = precisions(exported(make(), [platform]).mlir_module())
+  assert found[False] == outside
+  assert found[True] == {"HIGHEST"}
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_one_program_serves_all_platforms(name):
   assert list(exported(MAKE[name](), PLATFORMS).platforms) == PLATFORMS
