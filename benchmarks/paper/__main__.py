@@ -116,7 +116,7 @@ def write(
   text = "\n".join(lines)
   (folder / f"{name}.md").write_text(text)
   record = plain({"facts": facts, **report.record})
-  (folder / f"{name}.json").write_text(json.dumps(record, indent=1))
+  (folder / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")))
   return text
 
 

@@ -21,7 +21,7 @@ from benchmarks.paper.training import Runs, train
 
 
 class Curve(NamedTuple):
-  """Training losses to draw: a running mean, thinned to some 200 points.
+  """Training losses to draw: a running mean, thinned to some 100 points.
 
   Attributes:
     steps: ``(points,)``, from 1 on.
@@ -35,7 +35,7 @@ class Curve(NamedTuple):
   def of(cls, runs: Runs) -> "Curve":
     """Of the runs with one setting."""
     losses = report.smooth(runs.losses[0])
-    every = max(1, losses.shape[-1] // 200)
+    every = max(1, losses.shape[-1] // 100)
     return cls(1 + np.arange(losses.shape[-1])[::every], losses[:, ::every])
 
 
