@@ -1,5 +1,6 @@
 """What is compiled: for which platforms, of which operations, and how much of it."""
 
+import collections
 import re
 
 import chex
@@ -70,35 +71,34 @@ def test_wide_matrices_are_factorized_by_the_library_of_cuda(name):
   assert text.count("stablehlo.while") < sweeps
 
 
-def precisions(text):
-  """Of the products inside of loops and outside of them, where inverses are not."""
-  found = {True: set(), False: set()}
-  depth = 0
-  for line in text.splitlines():
-    depth += line.count("{") - line.count("}")
-    products = re.findall(r"precision = \[(\w+), (\w+)\]", line)
-    found[depth > 2].update(each for pair in products for each in pair)
-  return found
+def precisions(name, platform, **options):
+  """How often the products of a program have which precision."""
+  scale_by = {"mbf": mbf_optax.scale_by_mbf, "mbf_adam": mbf_optax.scale_by_mbf_adam}
+  if name == "mbf":
+    options |= {"partition": PARTITION}
+  text = exported(scale_by[name](**options), [platform]).mlir_module()
+  return collections.Counter(re.findall(r"precision = \[(\w+), \1\]", text))
 
 
 @pytest.mark.parametrize(
-  ("make", "outside"),
+  ("name", "products", "default"),
   [
-    (lambda: mbf_optax.scale_by_mbf_adam(), {"HIGH"}),
-    (lambda: mbf_optax.scale_by_mbf_adam(precision="highest"), {"HIGHEST"}),
-    (lambda: mbf_optax.scale_by_mbf_adam(precision="default"), {"DEFAULT"}),
-    (lambda: mbf_optax.scale_by_mbf(partition=PARTITION), {"HIGHEST"}),
-    (lambda: mbf_optax.scale_by_mbf(partition=PARTITION, precision="high"), {"HIGH"}),
+    ("mbf_adam", 8, "high"),  # statistics and two sides of two layers
+    ("mbf", 5, "highest"),  # two of the wide layer, three of the low rank
   ],
 )
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_products_have_the_precision_asked_for_and_inverses_are_in_float32(
-  make, outside, platform
+  name, products, default, platform
 ):
-  """On an accelerator the default would round to bfloat16."""
-  found = precisions(exported(make(), [platform]).mlir_module())
-  assert found[False] == outside
-  assert found[True] == {"HIGHEST"}
+  """On an accelerator jax's own default would round to bfloat16."""
+  inverses = precisions(name, platform, precision="default")["HIGHEST"]
+  assert inverses > 0
+  found = precisions(name, platform, precision="high")
+  assert found == {"HIGH": products, "HIGHEST": inverses}
+  highest = precisions(name, platform, precision="highest")
+  assert highest == {"HIGHEST": products + inverses}
+  assert precisions(name, platform) == (found if default == "high" else highest)
 
 
 @pytest.mark.parametrize("name", MAKE)
