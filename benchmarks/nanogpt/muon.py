@@ -42,7 +42,7 @@ def schedule(rate: float) -> optax.Schedule:
 
 
 def muon(rate: float, consistent_rms: float | None) -> optax.GradientTransformation:
-  """Muon for the matrices, Adam for embeddings and norms."""
+  """Muon for the matrices, Adam (with Nesterov's momentum) for the rest."""
   return optax.contrib.muon(
     schedule(rate),
     weight_decay=DECAY,
