@@ -109,15 +109,16 @@ def main() -> None:
     nargs="+",
     choices=OPTIMIZERS,
     default=list(OPTIMIZERS),
-    help="adam among them",
+    help="beside adam",
   )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
   options = parser.parse_args()
   record = {}
-  with tqdm(total=len(options.networks) * len(options.optimizers)) as bar:
+  names = dict.fromkeys(["adam", *options.optimizers])
+  with tqdm(total=len(options.networks) * len(names)) as bar:
     for network in options.networks:
       found = {}
-      for name in options.optimizers:
+      for name in names:
         found[name] = compilation(OPTIMIZERS[name](), parameters(network))
         bar.update()
       bar.write(table(network, found))

@@ -14,7 +14,6 @@ The runs are kept in ``results/nanogpt.json``, and ``--report`` makes the table 
 
 import argparse
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,9 +23,17 @@ import optax
 
 import mbf_optax
 from benchmarks.baselines.muon import matrices
-from benchmarks.cost.report import environment
 from benchmarks.nanogpt.model import LAYERS
-from benchmarks.nanogpt.training import EVERY, Build, Setting, texts, train
+from benchmarks.nanogpt.training import (
+  EVERY,
+  Build,
+  Setting,
+  keep,
+  kept,
+  made_with,
+  texts,
+  train,
+)
 
 STEPS, WARMUP = 2000, 100
 SETTING = Setting(LAYERS, 12, STEPS)
@@ -112,23 +119,22 @@ def train_all(options: argparse.Namespace) -> None:
   """Trains the contenders one after the other, and keeps each one's run."""
   halves = texts(options.data_dir)
   setting = SETTING._replace(steps=options.steps)
-  options.out.mkdir(parents=True, exist_ok=True)
   path = options.out / "nanogpt.json"
-  runs = json.loads(path.read_text())["runs"] if path.exists() else {}
+  runs = kept(path)
   for name in options.contenders:
     run = train(CONTENDERS[name], setting, halves, options.seed)
     runs[name] = run | {"alone": not options.beside}
-    path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
+    keep(path, runs)
 
 
 def report(folder: pathlib.Path) -> str:
   """The page of the runs that are kept in a folder."""
-  kept = json.loads((folder / "nanogpt.json").read_text())
-  versions = ", ".join(f"{name} {v}" for name, v in kept["versions"].items())
-  runs = {name: kept["runs"][name] for name in CONTENDERS if name in kept["runs"]}
+  path = folder / "nanogpt.json"
+  found = kept(path)
+  runs = {name: found[name] for name in CONTENDERS if name in found}
   return (
     "# nanoGPT's CPU setting\n\n4 layers of 128, context 64, batch 12, 2,000 steps on"
-    f" tiny-shakespeare, one seed; {versions}, Python {kept['python']}, two CPU cores;"
+    f" tiny-shakespeare, one seed; {made_with(path)}, two CPU cores;"
     " made by `python -m benchmarks.nanogpt --report`. Seconds are without compilation"
     " and validation; - where other work ran beside the training.\n\n"
     f"{table(runs)}\n"

@@ -1,4 +1,4 @@
-"""A transformer of two layers beside muon, each at its best rate.
+"""A transformer of two layers beside muon, two rates each.
 
 2 layers of width 128, 600 steps of 16 windows of 64 characters of tiny-shakespeare,
 50 of them of warm-up, cosine decay to zero, no weight decay but muon's. Muon has a
@@ -13,7 +13,6 @@ The runs are kept in ``results/muon.json``, and ``--report`` makes the table ane
 
 import argparse
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +23,15 @@ import optax
 
 import mbf_optax
 from benchmarks.baselines.muon import matrices
-from benchmarks.cost.report import environment
-from benchmarks.nanogpt.training import Build, Setting, texts, train
+from benchmarks.nanogpt.training import (
+  Build,
+  Setting,
+  keep,
+  kept,
+  made_with,
+  texts,
+  train,
+)
 
 SETTING = Setting(layers=2, batch=16, steps=600)
 RATE, WARMUP = 3e-3, 50
@@ -94,27 +100,27 @@ def table(runs: Mapping[str, list[Mapping[str, Any]]]) -> str:
 def train_all(options: argparse.Namespace) -> None:
   """Trains what is not yet kept, and keeps every run."""
   halves = texts(options.data_dir)
-  options.out.mkdir(parents=True, exist_ok=True)
   path = options.out / "muon.json"
-  runs = json.loads(path.read_text())["runs"] if path.exists() else {}
+  runs = kept(path)
   for seed in range(options.seeds):
     for name in options.contenders:
-      kept = runs.setdefault(name, [])
-      if len(kept) <= seed:
-        kept.append(train(CONTENDERS[name], SETTING, halves, seed))
-        path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
+      seeds = runs.setdefault(name, [])
+      if len(seeds) <= seed:
+        seeds.append(train(CONTENDERS[name], SETTING, halves, seed))
+        keep(path, runs)
 
 
 def report(folder: pathlib.Path) -> str:
   """The page of the runs that are kept in a folder."""
-  kept = json.loads((folder / "muon.json").read_text())
-  versions = ", ".join(f"{name} {v}" for name, v in kept["versions"].items())
-  runs = {name: kept["runs"][name] for name in CONTENDERS if name in kept["runs"]}
+  path = folder / "muon.json"
+  found = kept(path)
+  runs = {name: found[name] for name in CONTENDERS if name in found}
   return (
     "# A transformer of two layers beside muon\n\n2 layers of 128, 600 steps of 16"
-    f" windows of 64 characters; {versions}, Python {kept['python']},"
-    " two CPU cores; made by `python -m benchmarks.nanogpt.muon --report`. A rate"
-    " behind a name is that of the matrices; everything else is at 3e-3.\n\n"
+    f" windows of 64 characters; {made_with(path)}, two CPU cores; made by"
+    " `python -m benchmarks.nanogpt.muon --report`. A rate behind a name is that of the"
+    " matrices, two for each method, so that every best one is at an edge; everything"
+    " else is at 3e-3.\n\n"
     f"{table(runs)}\n"
   )
 

@@ -1,6 +1,7 @@
 """Trainings of nanoGPT's network on tiny-shakespeare."""
 
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,12 +13,31 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from benchmarks.cost.report import environment
 from benchmarks.nanogpt.model import CONTEXT, GPT, loss
 
 EVERY = 100
 VALIDATION = 200  # batches, nanoGPT's eval_iters
 
 Build = Callable[[], optax.GradientTransformation]
+
+
+def kept(path: pathlib.Path) -> dict[str, Any]:
+  """Runs by contender that a file keeps, none if there is no file."""
+  return json.loads(path.read_text())["runs"] if path.exists() else {}
+
+
+def keep(path: pathlib.Path, runs: dict[str, Any]) -> None:
+  """Writes runs and what they were made with."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(environment() | {"runs": runs}, indent=1) + "\n")
+
+
+def made_with(path: pathlib.Path) -> str:
+  """The versions of the runs that a file keeps."""
+  record = json.loads(path.read_text())
+  versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items())
+  return f"{versions}, Python {record['python']}"
 
 
 class Setting(NamedTuple):

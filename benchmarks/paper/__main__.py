@@ -27,6 +27,7 @@ from benchmarks.paper.report import plain
 matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+COMPARISONS = ("autoencoder", "cnn")
 SUPPORT = ("apart", "checkpoints", "comparison", "curves", "data", "experiment")
 SUPPORT += ("measure", "methods", "optimizers", "problems", "report", "steps", "tasks")
 SUPPORT += ("training", "vision")
@@ -82,6 +83,9 @@ def parse(arguments: list[str] | None = None) -> Arguments:
     help="make text and pictures of an earlier run's record (autoencoder, cnn)",
   )
   values = vars(parser.parse_args(arguments))
+  for option in ("optimizers", "kept"):
+    if values[option] is not None and values["name"] not in COMPARISONS:
+      parser.error(f"--{option} goes with {' or '.join(COMPARISONS)}")
   name, kept = values.pop("name"), values.pop("kept")
   return Arguments(name, Options(**values), kept)
 

@@ -30,8 +30,14 @@ class Options(NamedTuple):
   optimizers: list[str] | None = None
 
   def chosen(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the optimizers that take part."""
-    wanted = optimizers if self.optimizers is None else self.optimizers
+    """Those of the optimizers that take part; everything is relative to Adam's."""
+    wanted = list(optimizers) if self.optimizers is None else self.optimizers
+    unknown = sorted({*wanted, "adam"} - {*optimizers} | {"adam"} - {*wanted})
+    if unknown:
+      raise ValueError(
+        f"--optimizers: {', '.join(unknown)} is unknown or missing; name adam and any"
+        f" of {', '.join(optimizers)}"
+      )
     return {name: o for name, o in optimizers.items() if name in wanted}
 
 

@@ -163,6 +163,20 @@ def test_extra_arguments_reach_both_parts():
   assert heard == [("direction", "on"), ("magnitude", "on")]
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_neither_over_nor_underflow(scale):
+  """Of either transformation."""
+  gradients = {"kernel": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
+  one, other = optax.identity(), optax.scale(scale)
+  for tx, factor in (
+    (mbf_optax.graft(other, one), 1),
+    (mbf_optax.graft(one, other), scale),
+  ):
+    updates, _ = tx.update(gradients, tx.init(gradients))
+    expected = factor * np.asarray(gradients["kernel"])
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
+
+
 def test_norms_of_half_precision_are_wide():
   """A sum of squares that bfloat16 would lose, and float16 would overflow."""
   for dtype, value in ((jnp.bfloat16, 1.0), (jnp.float16, 6e4)):

@@ -95,17 +95,28 @@ def test_experiment_runs_and_writes_its_report(name, tmp_path, capsys):
   assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "cnn"])
+@pytest.mark.parametrize("name", [path.stem for path in RESULTS.glob("*.json")])
 def test_the_tables_of_a_page_are_those_of_its_record(name, tmp_path):
   page = RESULTS / f"{name}.md"
-  if not page.with_suffix(".json").exists():
-    pytest.skip("its runs were not kept")
   kept = str(page.with_suffix(".json"))
   command.main([name, "--kept", kept, "--work", str(tmp_path)])
   made = (tmp_path / f"{name}.md").read_text()
   rows = [line for line in made.splitlines() if line.startswith("|")]
   assert len(rows) > 10
   assert not set(rows) - set(page.read_text().splitlines())
+
+
+def test_optimizers_are_chosen_by_names_that_exist(capsys):
+  all_of_them = {"adam": 1, "mbf": 2, "muon": 3}
+  chosen = Options(optimizers=["mbf", "adam"]).chosen(all_of_them)
+  assert chosen == {"adam": 1, "mbf": 2}
+  assert Options().chosen(all_of_them) == all_of_them
+  for wrong, named in ((["adam", "sgdd"], "sgdd"), (["mbf"], "adam")):
+    with pytest.raises(ValueError, match=f"{named} is unknown or missing"):
+      Options(optimizers=wrong).chosen(all_of_them)
+  with pytest.raises(SystemExit):
+    command.parse(["theorem", "--optimizers", "adam"])
+  assert "--optimizers goes with autoencoder or cnn" in capsys.readouterr().err
 
 
 def test_a_record_gives_the_same_tables_and_curves(task):
