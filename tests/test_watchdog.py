@@ -15,6 +15,7 @@ def test_that_never_returns():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_hang_ends_the_run_with_its_trace(workers, tmp_path):
   (tmp_path / "test_hangs.py").write_text(HANGS)

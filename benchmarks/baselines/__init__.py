@@ -13,17 +13,26 @@ from benchmarks.baselines.grafted import (
   shampoo_adam,
   soap_adam,
 )
-from benchmarks.baselines.kfac import Factors, capture, kfac, scale_by_kfac
+from benchmarks.baselines.kfac import (
+  Factors,
+  Linearized,
+  capture,
+  kfac,
+  linearize,
+  scale_by_kfac,
+)
 from benchmarks.baselines.muon import muon
 from benchmarks.baselines.shampoo import moments, scale_by_shampoo, shampoo
 from benchmarks.baselines.soap import scale_by_soap, soap
 
 __all__ = [
   "Factors",
+  "Linearized",
   "bdf",
   "capture",
   "kfac",
   "kfac_adam",
+  "linearize",
   "mbf_on_adam",
   "moments",
   "momentum_adam",

@@ -9,8 +9,8 @@
 
 With the data's labels in the loss the factors are those of the *empirical* Fisher
 matrix, at the price of no second pass, and this is what the lines above do. The paper's
-own KFAC draws labels from the model: take ``factors`` from a second :func:`capture` of
-the loss at sampled labels.
+own KFAC draws labels from the model: :func:`linearize` the outputs, and pull back two
+cotangents, the loss's at the data's labels and at sampled ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,13 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.baselines import common
-from benchmarks.baselines.kfac_capture import Captured, Factors, capture
+from benchmarks.baselines.kfac_capture import (
+  Captured,
+  Factors,
+  Linearized,
+  capture,
+  linearize,
+)
 from benchmarks.baselines.kfac_inverse import (
   Inverse,
   Split,
@@ -31,7 +37,16 @@ from benchmarks.baselines.kfac_inverse import (
   multiply,
 )
 
-__all__ = ["Captured", "Factors", "KfacState", "capture", "kfac", "scale_by_kfac"]
+__all__ = [
+  "Captured",
+  "Factors",
+  "KfacState",
+  "Linearized",
+  "capture",
+  "kfac",
+  "linearize",
+  "scale_by_kfac",
+]
 
 
 class KfacState(NamedTuple):

@@ -46,6 +46,55 @@ class Captured(NamedTuple):
   factors: dict[str, Factors]
 
 
+class Linearized(NamedTuple):
+  """What :func:`linearize` returns.
+
+  Attributes:
+    outputs: of the function.
+    aux: its auxiliary output.
+    pull: from a cotangent of the outputs to the gradients of the parameters and to the
+      factors, one backward pass.
+  """
+
+  outputs: jax.Array
+  aux: Any
+  pull: Callable[[jax.Array], tuple[optax.Updates, dict[str, Factors]]]
+
+
+def linearize(
+  function: Callable[[optax.Params], tuple[jax.Array, Any]], params: optax.Params
+) -> Linearized:
+  """One forward pass that serves any number of backward passes.
+
+  KFAC wants the gradient at the data's labels and factors at labels drawn from the
+  model's outputs: two backward passes after one forward pass.
+
+  Args:
+    function: applies Linen modules to ``{"params": params}`` and returns outputs and
+      anything.
+    params: the ``params`` collection.
+
+  Returns:
+    The outputs and the backward pass. Its cotangents are those of a *mean* over
+    examples.
+  """
+
+  def tapped(params: optax.Params, taps: dict[str, jax.Array]) -> Any:
+    with _interception(taps) as inputs:
+      outputs, aux = function(params)
+    return outputs, (aux, inputs)
+
+  taps = jax.eval_shape(lambda: _outputs(function, params))
+  taps = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), taps)
+  outputs, pull, (aux, inputs) = jax.vjp(tapped, params, taps, has_aux=True)
+
+  def pulled(cotangent: jax.Array) -> tuple[optax.Updates, dict[str, Factors]]:
+    gradients, signals = pull(cotangent)
+    return gradients, {path: _factors(inputs[path], signals[path]) for path in taps}
+
+  return Linearized(outputs, aux, pulled)
+
+
 def capture(
   loss: Callable[..., Any], params: optax.Params, *args: Any, has_aux: bool = False
 ) -> Captured:
@@ -84,22 +133,16 @@ def capture(
     <https://arxiv.org/abs/1602.01407>`_, 2016, equations 22 to 25.
   """
 
-  def tapped(params: optax.Params, taps: dict[str, jax.Array]) -> Any:
-    with _interception(taps) as inputs:
-      value = loss(params, *args)
-    scalar, _ = value if has_aux else (value, None)
-    return scalar, (value, inputs)
+  def scalar(params: optax.Params) -> tuple[jax.Array, Any]:
+    value = loss(params, *args)
+    return (value[0] if has_aux else value), value
 
-  taps = jax.eval_shape(lambda: _outputs(loss, params, *args))
-  taps = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), taps)
-  differentiate = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
-  (_, (value, inputs)), (gradients, signals) = differentiate(params, taps)
-  factors = {path: _factors(inputs[path], signals[path]) for path in taps}
-  return Captured(value, gradients, factors)
+  linear = linearize(scalar, params)
+  return Captured(linear.aux, *linear.pull(jnp.ones_like(linear.outputs)))
 
 
 def _outputs(
-  loss: Callable[..., Any], params: optax.Params, *args: Any
+  function: Callable[..., Any], params: optax.Params
 ) -> dict[str, jax.Array]:
   """The outputs of all layers that have factors."""
   outputs: dict[str, jax.Array] = {}
@@ -114,7 +157,7 @@ def _outputs(
     return output
 
   with nn.intercept_methods(interceptor):
-    loss(params, *args)
+    function(params)
   return outputs
 
 

@@ -1,5 +1,6 @@
 """Muon for networks with convolutions and attention, in Flax's layout."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,28 +13,41 @@ _HEADS_IN = MuonDimensionNumbers((0, 1), 2)  # of attention's output
 
 
 def muon(
-  learning_rate: optax.ScalarOrSchedule, weight_decay: jax.typing.ArrayLike = 0.0
+  learning_rate: optax.ScalarOrSchedule,
+  other_learning_rate: optax.ScalarOrSchedule | None = None,
+  weight_decay: jax.typing.ArrayLike = 0.0,
+  head: str | None = None,
 ) -> optax.GradientTransformation:
   """``optax.contrib.muon`` that reads every kernel as a matrix from inputs to outputs.
 
   By itself optax's takes arrays of two axes alone, embeddings among them, and leaves
-  convolutions and attention to Adam. Here Adam has embeddings, norms and biases. The
-  weights of both kinds decay.
+  convolutions and attention to Adam. Here Adam has embeddings, norms, biases and the
+  head. The weights of both kinds decay.
+
+  Args:
+    learning_rate: of the matrices.
+    other_learning_rate: of all others; ``None`` is the same.
+    weight_decay: decoupled.
+    head: name of the outermost module that makes logits; ``None`` is no such module.
+
+  Returns:
+    The transformation.
   """
   return optax.contrib.muon(
     learning_rate,
     weight_decay=weight_decay,
     adam_weight_decay=weight_decay,
-    muon_weight_dimension_numbers=matrices,
+    adam_learning_rate=other_learning_rate,
+    muon_weight_dimension_numbers=functools.partial(matrices, head=head),
   )
 
 
-def matrices(params: optax.Params) -> Any:
+def matrices(params: optax.Params, head: str | None = None) -> Any:
   """Which axes of each kernel are inputs and outputs, ``None`` for other arrays."""
 
   def read(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    if keys[-1] != "kernel":
+    if keys[-1] != "kernel" or keys[0] == head:
       return None
     if leaf.ndim == 3:
       return _HEADS_IN if keys[-2] == "out" else _HEADS_OUT

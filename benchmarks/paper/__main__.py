@@ -27,10 +27,10 @@ from benchmarks.paper.report import plain
 matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
-COMPARISONS = ("autoencoder", "cnn")
+STUDIES = ("cosine", "heatmaps", "theorem")  # whose records make no report again
 SUPPORT = ("apart", "checkpoints", "comparison", "curves", "data", "experiment")
-SUPPORT += ("measure", "methods", "optimizers", "problems", "report", "steps", "tasks")
-SUPPORT += ("training", "vision")
+SUPPORT += ("exponents", "measure", "methods", "optimizers", "problems", "report")
+SUPPORT += ("rivals", "search", "steps", "tables", "tasks", "training", "vision")
 
 
 def names() -> list[str]:
@@ -71,21 +71,18 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   )
   add("--work", type=pathlib.Path, default=pathlib.Path("results/paper"))
   add("--resume", action="store_true", help="continue from the checkpoints")
-  add(
-    "--optimizers",
-    nargs="+",
-    help="who takes part, adam among them (autoencoder, cnn)",
-  )
+  add("--optimizers", nargs="+", help="who takes part, adam among them")
+  add("--only", nargs="+", metavar="TASK", help="tasks that take part")
   add(
     "--kept",
     type=pathlib.Path,
     metavar="JSON",
-    help="make text and pictures of an earlier run's record (autoencoder, cnn)",
+    help="make text and pictures of an earlier run's record",
   )
   values = vars(parser.parse_args(arguments))
-  for option in ("optimizers", "kept"):
-    if values[option] is not None and values["name"] not in COMPARISONS:
-      parser.error(f"--{option} goes with {' or '.join(COMPARISONS)}")
+  for option in ("optimizers", "only", "kept"):
+    if values[option] is not None and values["name"] in STUDIES:
+      parser.error(f"--{option} does not go with {', '.join(STUDIES)}")
   name, kept = values.pop("name"), values.pop("kept")
   return Arguments(name, Options(**values), kept)
 
@@ -128,8 +125,9 @@ def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
   versions = [f"{package} {metadata.version(package)}" for package in PACKAGES]
   device = jax.devices()[0]
   arguments = [name, "--scale", options.scale]
-  if options.optimizers is not None:
-    arguments += ["--optimizers", *options.optimizers]
+  for option in ("optimizers", "only"):
+    chosen = getattr(options, option)
+    arguments += [] if chosen is None else [f"--{option}", *chosen]
   given = shlex.join(arguments)
   return {
     "command": f"`python -m benchmarks.paper {given}`",

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper import comparison, problems
+from benchmarks.paper import comparison, problems, rivals, tables
 from benchmarks.paper.comparison import Outcome
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.optimizers import OPTIMIZERS, product
-from benchmarks.paper.report import plain, table
+from benchmarks.paper.optimizers import product
+from benchmarks.paper.report import table
+from benchmarks.paper.search import Search
 
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("curves",),
@@ -29,8 +30,26 @@ PAPER = {
     "sgd": 55.49,
   },
 }
-_PAPERS_NAMES = {"mbf (1, 20), warm": "mbf"}
+_PAPERS_NAMES = {f"{name} (1, 20), warm": name for name in ("mbf", "kfac", "shampoo")}
 _SEEDS: dict[Scale, int] = {"quick": 2, "cpu": 5, "paper": 5}
+
+_STARTS: dict[str, Setting] = {
+  "sgd": {"learning_rate": 1e-2, "momentum": 0.9},
+  "adam": {"learning_rate": 3e-3, "b2": 0.999},
+  "nadam": {"learning_rate": 3e-3, "b2": 0.999},
+  "muon": {"learning_rate": 3e-2, "other_learning_rate": 1e-2},
+  "soap": {"learning_rate": 1e-2, "b2": 0.95},
+  "shampoo (1, 2)": {"learning_rate": 3e-3, "damping": 1e-2},
+  "shampoo (1, 20), warm": {"learning_rate": 3e-3, "damping": 1e-2},
+  "shampoo on adam": {"learning_rate": 3e-3, "damping": 1e-4},
+  "kfac (1, 2)": {"ratio": 0.03, "damping": 0.1},
+  "kfac (1, 20), warm": {"ratio": 0.03, "damping": 0.1},
+  "kfac on adam": {"learning_rate": 1e-2, "damping": 1e-2},
+  "mbf (1, 20), warm": {"ratio": 0.03, "damping": 1e-3},
+  "mbf": {"ratio": 0.3, "damping": 3e-4},
+  "mbf_adam": {"learning_rate": 1e-2, "b2": 0.999},
+}
+"""Where each method's search begins."""
 
 Grids = dict[str, Sequence[Setting]]
 
@@ -39,27 +58,22 @@ def run(options: Options) -> Report:
   """Searches, trains from several seeds, times, and compares with Table 4."""
   names = _TASKS[options.scale]
   tasks = {name: problems.autoencoder(name, options) for name in names}
-  optimizers = options.chosen(_optimizers(options.scale))
-  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
+  optimizers = dict.fromkeys(tasks, _optimizers(options.scale))
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
   seeds = _SEEDS[options.scale]
-  total = sum(
-    comparison.work(task, optimizers, seeds, search) for task in tasks.values()
-  )
-  with comparison.session(options, "autoencoder", total) as session:
-    outcomes = {
-      name: comparison.compare(task, optimizers, seeds, session, search)
-      for name, task in tasks.items()
-    }
   return of_record(
-    plain({name: comparison.record(results) for name, results in outcomes.items()})
+    comparison.experiment(options, "autoencoder", tasks, optimizers, seeds, search)
   )
 
 
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
-  outcomes = {name: comparison.restored(kept) for name, kept in record.items()}
-  figure = comparison.comparison_figure(outcomes, ["test loss"])
-  return Report(_text(outcomes), dict(record), {"loss": figure})
+  outcomes = comparison.of_tasks(record)
+  figures = {
+    "loss": tables.comparison_figure(outcomes, ["test loss"]),
+    "exponents": tables.exponents_figure(outcomes),
+  }
+  return Report(_text(outcomes), dict(record), figures)
 
 
 def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
@@ -67,12 +81,9 @@ def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
   for name, results in outcomes.items():
     form = "{:.2f}" if name != "faces" else "{:.3f}"
     metrics = {"train loss": form, "test loss": form}
-    parts += [f"### {name}", comparison.comparison_table(results, metrics)]
+    parts += [f"### {name}", tables.comparison_section(results, metrics)]
     parts += [_beside_the_papers(PAPER[name], results)]
-  parts.append(
-    "A setting is a learning rate and, where there is one, a damping; `*` marks a value"
-    " at the edge of its grid. FACES and CURVES are reconstructions."
-  )
+  parts += [tables.PROTOCOL, "FACES and CURVES are reconstructions."]
   return "\n\n".join(parts)
 
 
@@ -86,16 +97,16 @@ def _beside_the_papers(
       return ""
     return f"{100 * (loss / adam - 1):+.1f} %" if np.isfinite(loss) else "NaN"
 
-  adam = results["adam"].runs.final("train loss").mean()
-  adam_seconds = results["adam"].seconds * results["adam"].runs.at[-1]
+  adam = results["adam"].at_the_end("train loss").mean()
+  adam_seconds = results["adam"].seconds * results["adam"].steps
   rows = []
   for name, outcome in results.items():
-    in_time = comparison.at_equal_seconds(outcome, adam_seconds, "train loss").mean()
+    in_time = outcome.after_seconds(adam_seconds, "train loss").mean()
     printed = paper.get(_PAPERS_NAMES.get(name, name))
     rows.append(
       [
         name,
-        relative(outcome.runs.final("train loss").mean(), adam),
+        relative(outcome.at_the_end("train loss").mean(), adam),
         relative(in_time, adam),
         "" if printed is None else f"{printed:.2f}",
         relative(printed, paper["adam"]),
@@ -107,30 +118,18 @@ def _beside_the_papers(
 
 def _optimizers(scale: Scale) -> dict[str, Optimizer]:
   grids = {"quick": _quick, "cpu": _cpu, "paper": _paper}[scale]()
-  return {name: OPTIMIZERS[name](grid) for name, grid in grids.items()}
+  return {
+    name: rivals.optimizer(name, grid, widened=scale == "cpu")
+    for name, grid in grids.items()
+  }
 
 
 def _quick() -> Grids:
-  rates = product(learning_rate=[1e-3, 3e-3])
-  damped = product(learning_rate=[1e-3], damping=[1e-2, 1e-1])
-  return {"adam": rates, "mbf (1, 20), warm": damped}
+  return {name: [_STARTS[name]] for name in ("adam", "mbf (1, 20), warm")}
 
 
 def _cpu() -> Grids:
-  """Grids around what wider and coarser ones found best and stable."""
-  rates = product(learning_rate=[3e-3, 1e-2, 3e-2])
-  return {
-    "sgd": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
-    "adam": product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
-    "shampoo": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[1e-3, 1e-2, 1e-1]),
-    "kfac": product(learning_rate=[1e-3, 3e-3, 1e-2], damping=[1e-2, 3e-2, 1e-1, 3e-1]),
-    "muon": product(learning_rate=[3e-3, 1e-2, 3e-2, 1e-1]),
-    "mbf (1, 20), warm": product(
-      learning_rate=[3e-6, 1e-5, 3e-5, 1e-4], damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-    ),
-    "mbf": product(learning_rate=[3e-5, 1e-4, 3e-4], damping=[3e-4, 1e-3, 3e-3]),
-    "mbf_adam": rates,
-  }
+  return {name: rivals.around(start) for name, start in _STARTS.items()}
 
 
 def _paper() -> Grids:
@@ -140,12 +139,12 @@ def _paper() -> Grids:
   return {
     "sgd": product(learning_rate=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
     "adam": product(learning_rate=tenths, eps=[1e-8, 1e-4, 1e-2]),
-    "shampoo": product(
+    "shampoo (1, 20), warm": product(
       learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
       damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
     ),
-    "kfac": product(
-      learning_rate=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "kfac (1, 20), warm": product(
+      learning_rate=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
       damping=[1e-2, 3e-2, 1e-1, 3e-1, 1, 3, 10],
     ),
     "muon": product(learning_rate=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2]),

@@ -1,27 +1,32 @@
-"""Searches every optimizer's setting, trains with the best and times it."""
+"""Searches every optimizer's setting, trains with the best, times it, and keeps it all.
+
+The protocol of every comparison: settings are chosen by held-out data that is not the
+reported one (:mod:`~benchmarks.paper.search`), from seeds that are not the reported
+ones; a warm start counts as so many steps, and all that a step of a method needs is in
+its seconds.
+"""
 
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import matplotlib.axes
-import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.paper import report
+from benchmarks.paper import exponents, report
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.measure import seconds_per_step
 from benchmarks.paper.methods import Optimizer, Setting
+from benchmarks.paper.search import Search, searched, untried
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.training import Runs, train
 
 
 class Curve(NamedTuple):
-  """Training losses to draw: a running mean, thinned to some 100 points.
+  """Training losses to draw: a running mean, thinned to some 50 points.
 
   Attributes:
     steps: ``(points,)``, from 1 on.
@@ -35,7 +40,7 @@ class Curve(NamedTuple):
   def of(cls, runs: Runs) -> "Curve":
     """Of the runs with one setting."""
     losses = report.smooth(runs.losses[0])
-    every = max(1, losses.shape[-1] // 100)
+    every = max(1, losses.shape[-1] // 50)
     return cls(1 + np.arange(losses.shape[-1])[::every], losses[:, ::every])
 
 
@@ -43,53 +48,43 @@ class Outcome(NamedTuple):
   """What one optimizer reached on one task.
 
   Attributes:
-    search: runs of every setting of its grid.
+    search: runs of every setting that was tried.
     runs: the best setting from several seeds that the search has not seen.
     seconds: of one step, trained alone.
     curve: the training losses of ``runs``.
+    untried: hyperparameters in which a neighbour of the best setting was not tried.
+    warm: steps that a warm start counts as.
   """
 
   search: Runs
   runs: Runs
   seconds: float
   curve: Curve
+  untried: list[str]
+  warm: int = 0
 
   @property
   def setting(self) -> Setting:
     """The best setting."""
     return self.runs.settings[0]
 
+  @property
+  def steps(self) -> int:
+    """Number of updates."""
+    return int(self.runs.at[-1])
 
-class Search(NamedTuple):
-  """How a setting is chosen.
+  def after(self, steps: float, metric: str) -> np.ndarray:
+    """``(seeds,)``: a metric after so many steps, a warm start's among them."""
+    found = self.runs.metrics[metric][0]
+    return np.array([np.interp(steps - self.warm, self.runs.at, run) for run in found])
 
-  Attributes:
-    metric: that decides, at the end of the runs.
-    largest: whether it is better the larger it is.
-    seeds: runs with every setting of the grid, from seed 0 on. A setting that diverges
-      from one of them is not chosen.
-    finalists: the best settings of those runs, which further runs tell apart.
-    final_seeds: of those further runs, after the first ones; none if there is one
-      finalist.
-  """
+  def at_the_end(self, metric: str) -> np.ndarray:
+    """``(seeds,)``: a metric after as many steps as the training has."""
+    return self.after(self.steps, metric)
 
-  metric: str = "train loss"
-  largest: bool = False
-  seeds: int = 1
-  finalists: int = 1
-  final_seeds: int = 0
-
-  def runs(self, optimizer: Optimizer) -> int:
-    """How many runs an optimizer's search takes."""
-    finalists = min(self.finalists, len(optimizer.settings))
-    return len(optimizer.settings) * self.seeds + finalists * self.final_seeds
-
-  def ranked(self, runs: Runs) -> list[int]:
-    """Indices of the settings, the best first."""
-    return runs.ranked(self.metric, self.largest)
-
-
-BY_LOSS = Search()
+  def after_seconds(self, seconds: float, metric: str) -> np.ndarray:
+    """``(seeds,)``: a metric after so many seconds, or at the end."""
+    return self.after(seconds / self.seconds, metric)
 
 
 class Session:
@@ -137,22 +132,12 @@ def session(options: Options, name: str, total: int) -> Iterator[Session]:
     opened.bar.close()
 
 
-def work(
-  task: Task,
-  optimizers: Mapping[str, Optimizer],
-  seeds: int,
-  search: Search = BY_LOSS,
-) -> int:
-  """Steps of single runs that :func:`compare` takes."""
-  return sum(o.steps_of(task) * (search.runs(o) + seeds) for o in optimizers.values())
-
-
 def compare(
   task: Task,
   optimizers: Mapping[str, Optimizer],
   seeds: int,
   session: Session,
-  search: Search = BY_LOSS,
+  search: Search,
   points: int = 10,
 ) -> dict[str, Outcome]:
   """Searches, trains and times every optimizer.
@@ -169,117 +154,68 @@ def compare(
     Outcomes by name.
   """
   searches, runs = {}, {}
-  unseen = search.seeds + search.final_seeds
+  unseen = range(search.seeds, search.seeds + seeds)
   for name, optimizer in optimizers.items():
     trained = functools.partial(session.train, task=task, optimizer=optimizer)
-    searched = functools.partial(trained, points=1, chunks=points)
-    searches[name] = searched(f"{name} search", seeds=range(search.seeds))
-    ranked = [optimizer.settings[i] for i in search.ranked(searches[name])]
-    best = ranked[: search.finalists]
-    if search.final_seeds:
-      seen = range(search.seeds, unseen)
-      finals = searched(f"{name} finals", settings=best, seeds=seen)
-      best = [best[i] for i in search.ranked(finals)]
-    seeded = range(unseen, unseen + seeds)
-    runs[name] = trained(
-      f"{name} seeds", settings=best[:1], seeds=seeded, points=points
+    tried = functools.partial(trained, seeds=range(search.seeds), points=1)
+    searches[name] = searched(
+      functools.partial(tried, chunks=points), name, optimizer, search
     )
+    best = search.best(searches[name])
+    label = f"{name} seeds"
+    runs[name] = trained(label, settings=[best], seeds=unseen, points=points)
   timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))
-  return {
-    n: Outcome(searches[n], runs[n], seconds[n], Curve.of(runs[n])) for n in optimizers
-  }
+  outcomes = {}
+  for name, optimizer in optimizers.items():
+    best, tries = runs[name].settings[0], searches[name].settings
+    outcomes[name] = Outcome(
+      searches[name],
+      runs[name],
+      seconds[name],
+      Curve.of(runs[name]),
+      untried(best, tries, optimizer.ladders),
+      0 if optimizer.prepare is None else task.warm_batches,
+    )
+  return outcomes
 
 
-def at_equal_seconds(outcome: Outcome, seconds: float, metric: str) -> np.ndarray:
-  """``(seeds,)``: a metric when ``seconds`` of training have passed, or at the end."""
-  times = outcome.runs.at * outcome.seconds
-  reached = [np.interp(seconds, times, run) for run in outcome.runs.metrics[metric][0]]
-  return np.array(reached)
-
-
-def on_grid_edge(outcome: Outcome) -> list[str]:
-  """Hyperparameters whose best value is the smallest or largest that was tried."""
-  edges = []
-  for name, value in outcome.setting.items():
-    tried = [setting[name] for setting in outcome.search.settings]
-    if min(tried) < max(tried) and value in (min(tried), max(tried)):
-      edges.append(name)
-  return edges
-
-
-def comparison_table(
-  outcomes: Mapping[str, Outcome],
-  metrics: Mapping[str, str],
-  budget: str = "adam",
-) -> str:
-  """One row for each optimizer: setting, metrics at equal steps and equal seconds.
+def experiment(
+  options: Options,
+  name: str,
+  tasks: Mapping[str, Task],
+  optimizers: Mapping[str, Mapping[str, Optimizer]],
+  seeds: int,
+  search: Search,
+  points: int = 10,
+) -> dict[str, Any]:
+  """The record of a comparison on several tasks.
 
   Args:
-    outcomes: by name.
-    metrics: formats by metric; the first is also given at equal seconds.
-    budget: the optimizer whose whole training says how many seconds those are.
+    options: of the experiment; they say which tasks and optimizers take part.
+    name: of the experiment.
+    tasks: by name.
+    optimizers: by name, for each task.
+    seeds: runs with the chosen settings.
+    search: how settings are chosen.
+    points: how many times metrics are taken in a run.
+
+  Returns:
+    What :func:`restored` reads, by task.
   """
-  first, form = next(iter(metrics.items()))
-  steps = int(next(iter(outcomes.values())).runs.at[-1])
-  seconds = outcomes[budget].seconds * steps
-  titles = [
-    "optimizer",
-    "setting",
-    *metrics,
-    "ms a step",
-    f"{first} in {seconds:.3g} s",
-  ]
-  rows = []
-  for name, outcome in outcomes.items():
-    setting = ", ".join(
-      f"{value:.4g}" + ("*" if key in on_grid_edge(outcome) else "")
-      for key, value in outcome.setting.items()
-    )
-    cells = [report.spread(outcome.runs.final(m), f) for m, f in metrics.items()]
-    in_time = report.spread(at_equal_seconds(outcome, seconds, first), form)
-    rows.append([name, setting, *cells, f"{1e3 * outcome.seconds:.1f}", in_time])
-  return report.table(titles, rows)
-
-
-def comparison_figure(
-  outcomes: Mapping[str, Mapping[str, Outcome]],
-  metrics: Sequence[str] = (),
-) -> matplotlib.figure.Figure:
-  """Training loss against steps and seconds, and metrics, one row for each task."""
-  columns = 2 + len(metrics)
-  figure, grid = report.axes(len(outcomes), columns, width=4.2)
-  for row, (task, results) in zip(grid, outcomes.items(), strict=True):
-    lasted = [o.seconds * o.runs.at[-1] for o in results.values()]
-    colors = report.colors(results)
-    for name, outcome in results.items():
-      style = {"label": name, "color": colors[name]}
-      steps, losses = outcome.curve
-      report.curve(row[0], steps, losses, **style)
-      report.curve(row[1], steps * outcome.seconds, losses, **style)
-      for ax, metric in zip(row[2:], metrics, strict=True):
-        report.curve(ax, outcome.runs.at, outcome.runs.metrics[metric][0], **style)
-    row[0].set(xlabel="steps", ylabel=f"{task}: training loss")
-    row[1].set(xlabel="seconds", xlim=(0, min(4 * min(lasted), max(lasted))))
-    _around(row[:2], [o.curve.losses for o in results.values()])
-    for ax, metric in zip(row[2:], metrics, strict=True):
-      ax.set(xlabel="steps", ylabel=metric)
-      values = [o.runs.metrics[metric][0] for o in results.values()]
-      if metric.endswith("loss"):
-        _around([ax], values)
-      else:  # the first one, of an untrained network, would hide all differences
-        ax.set_ylim(bottom=min(float(np.nanmin(v[:, 1:])) for v in values))
-    row[-1].legend(frameon=False, fontsize=8)
-  return figure
-
-
-def _around(axes: Sequence[matplotlib.axes.Axes], losses: Sequence[np.ndarray]) -> None:
-  """Logarithmic, to a little above the first losses: no divergence hides the rest."""
-  lowest = min(float(np.nanmin(values)) for values in losses)
-  first = max(float(values[:, 0].max()) for values in losses)
-  for ax in axes:
-    ax.set_ylim(0.95 * lowest, 1.1 * first)
-    report.log_scale(ax)
+  tasks = options.chosen_tasks(tasks)
+  taking_part = {task: options.chosen(optimizers[task]) for task in tasks}
+  total = sum(
+    o.steps_of(task) * (len(o.settings) * search.seeds + seeds)
+    for n, task in tasks.items()
+    for o in taking_part[n].values()
+  )
+  found = {}
+  with session(options, name, total) as opened:
+    for key, task in tasks.items():
+      outcomes = compare(task, taking_part[key], seeds, opened, search, points)
+      found[key] = record(outcomes)
+  return report.plain(found)
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -288,42 +224,74 @@ def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
+  searched = {m: outcome.search.final(m).mean(-1) for m in _of_data(outcome.search)}
+  failed = outcome.search.diverged().sum(-1)
   return {
     "setting": outcome.setting,
-    "grid edge": on_grid_edge(outcome),
+    "untried": outcome.untried,
+    "warm": outcome.warm,
     "seconds a step": outcome.seconds,
     "search": [
-      {**setting, **{m: v[i, :, -1].mean() for m, v in outcome.search.metrics.items()}}
+      {**setting, **{m: v[i] for m, v in searched.items()}, "diverged": failed[i]}
       for i, setting in enumerate(outcome.search.settings)
     ],
     "steps": outcome.runs.at,
-    "metrics": {m: v[0] for m, v in outcome.runs.metrics.items()},
+    "metrics": {
+      name: values[0] if name in searched else values[0].mean(0)
+      for name, values in outcome.runs.metrics.items()
+    },
     "curve": {"steps": outcome.curve.steps, "losses": outcome.curve.losses},
   }
 
 
+def _of_data(runs: Runs) -> list[str]:
+  """The metrics that are not ``mbf_adam``'s exponents."""
+  return [name for name in runs.metrics if not name.startswith(exponents.TITLE)]
+
+
+def of_tasks(record: Mapping[str, Any]) -> dict[str, dict[str, Outcome]]:
+  """The outcomes of an experiment's record, by task and optimizer."""
+  return {task: restored(kept) for task, kept in record.items()}
+
+
 def restored(kept: Mapping[str, Any]) -> dict[str, Outcome]:
-  """Inverse of :func:`record`, as far as tables and pictures need it."""
+  """Inverse of :func:`record`, as far as tables and pictures need it.
+
+  Exponents are means over seeds there, and of the search only the metrics of data are
+  left.
+  """
   return {name: _restored(entry) for name, entry in kept.items()}
 
 
 def _restored(entry: Mapping[str, Any]) -> Outcome:
-  metrics = {name: _array(values)[None] for name, values in entry["metrics"].items()}
-  curve = Curve(np.array(entry["curve"]["steps"]), _array(entry["curve"]["losses"]))
-  at, none = np.array(entry["steps"]), np.zeros((0, 0, 0))
-  settings, finals = [], []
-  for tried in entry["search"]:
-    settings.append({key: tried[key] for key in entry["setting"]})
-    finals.append([tried[name] for name in metrics])
-  searched = dict(zip(metrics, _array(finals).T[..., None, None], strict=True))
+  metrics = {
+    name: np.atleast_2d(_array(values))[None]
+    for name, values in entry["metrics"].items()
+  }
+  at, tried, none = np.array(entry["steps"]), entry["search"], np.zeros((0, 0, 0))
+  settings = [{key: one[key] for key in entry["setting"]} for one in tried]
+  names = [key for key in tried[0] if key in metrics]
+  # A setting that diverged is one whose training loss does not fall.
+  searched = {
+    name: np.stack([[[np.inf, _float(one[name])]] for one in tried]) for name in names
+  }
+  failed = np.array([one["diverged"] > 0 for one in tried])
+  searched["train loss"][failed] = np.nan
+  curve = entry["curve"]
   return Outcome(
     Runs(settings, none, at[-1:], searched),
     Runs([entry["setting"]], none, at, metrics),
     entry["seconds a step"],
-    curve,
+    Curve(np.array(curve["steps"]), _array(curve["losses"])),
+    entry["untried"],
+    entry["warm"],
   )
 
 
 def _array(values: Any) -> np.ndarray:
   """What was not finite was kept as null."""
   return np.array(values, float)
+
+
+def _float(value: float | None) -> float:
+  return np.nan if value is None else value

@@ -1,12 +1,14 @@
 """Figure 11: a matrix for every convolution kernel against one for each layer."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import mbf_optax
-from benchmarks.paper import comparison, problems, vision
+from benchmarks.paper import comparison, problems, rivals, tables, vision
 from benchmarks.paper.experiment import Options, Report, Scale
-from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.optimizers import product
+from benchmarks.paper.methods import Optimizer
+from benchmarks.paper.search import Search
 
 _PARTITIONS = {
   "mbf": mbf_optax.flax_partition(),
@@ -15,51 +17,40 @@ _PARTITIONS = {
 
 
 def run(options: Options) -> Report:
-  """Tunes both on the same grid, trains from several seeds and times the steps."""
+  """Searches and trains both from several seeds, and times the steps."""
   tasks = vision.tasks(options)
-  seeds = problems.SEEDS[options.scale]
   optimizers = {name: _optimizers(options.scale, name) for name in tasks}
-  search = comparison.Search("test accuracy", largest=True)
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
-  with comparison.session(options, "conv_average", total) as session:
-    outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session, search)
-      for name, task in tasks.items()
-    }
+  seeds = problems.SEEDS[options.scale]
+  search = Search("valid accuracy", largest=True)
+  return of_record(
+    comparison.experiment(options, "conv_average", tasks, optimizers, seeds, search)
+  )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = comparison.of_tasks(record)
   metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}
   parts = []
   for name, results in outcomes.items():
-    text = comparison.comparison_table(results, metrics, budget="mbf")
-    parts.append(f"### {name}\n\n{text}")
-  record = {name: comparison.record(results) for name, results in outcomes.items()}
-  figure = comparison.comparison_figure(outcomes, ["test accuracy"])
-  return Report("\n\n".join(parts), record, {"loss": figure})
+    section = tables.comparison_section(results, metrics, ["mbf"], budget="mbf")
+    parts.append(f"### {name}\n\n{section}")
+  figure = tables.comparison_figure(outcomes, ["test accuracy"])
+  text = "\n\n".join([*parts, tables.PROTOCOL])
+  return Report(text, dict(record), {"loss": figure})
 
 
 def _optimizers(scale: Scale, network: str) -> dict[str, Optimizer]:
+  start = {"ratio": 1.0, "damping": 3e-5, "shrinkage": 3e-3}
   length = vision.lengths(network, scale).mini_block
   return {
-    name: Optimizer(
-      vision.decaying(
-        functools.partial(mbf_optax.mbf, partition=partition), length.decay_every
-      ),
-      _grid(scale),
+    name: rivals.optimizer(
+      "mbf",
+      [start] if scale == "quick" else rivals.around(start),
+      widened=scale != "quick",
+      scheduled=functools.partial(vision.decaying, every=length.decay_every),
       steps=length.steps,
+      partition=partition,
     )
     for name, partition in _PARTITIONS.items()
   }
-
-
-def _grid(scale: Scale) -> list[Setting]:
-  if scale == "quick":
-    return product(learning_rate=[1e-3], weight_decay=[0.3])
-  if scale == "cpu":
-    return product(
-      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4],
-      damping=[3e-5, 1e-4, 3e-4, 1e-3],
-      weight_decay=[0.3],
-    )
-  return product(
-    learning_rate=[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
-    weight_decay=[1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
-  )

@@ -20,6 +20,7 @@ class Options(NamedTuple):
     work: folder for caches and checkpoints.
     resume: whether to continue from the checkpoints there.
     optimizers: those that take part; ``None`` is all.
+    only: the tasks that take part; ``None`` is all.
   """
 
   scale: Scale = "cpu"
@@ -28,17 +29,29 @@ class Options(NamedTuple):
   work: pathlib.Path = pathlib.Path("results/paper")
   resume: bool = False
   optimizers: list[str] | None = None
+  only: list[str] | None = None
 
   def chosen(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the optimizers that take part; everything is relative to Adam's."""
+    """Those of the optimizers that take part; adam has to, as seconds are its."""
     wanted = list(optimizers) if self.optimizers is None else self.optimizers
-    unknown = sorted({*wanted, "adam"} - {*optimizers} | {"adam"} - {*wanted})
-    if unknown:
+    needed = {"adam"} & {*optimizers}
+    wrong = sorted({*wanted} - {*optimizers} | needed - {*wanted})
+    if wrong:
+      remedy = "name adam and any of" if needed else "name any of"
       raise ValueError(
-        f"--optimizers: {', '.join(unknown)} is unknown or missing; name adam and any"
-        f" of {', '.join(optimizers)}"
+        f"--optimizers: {', '.join(wrong)} is unknown or missing; {remedy}"
+        f" {', '.join(optimizers)}"
       )
     return {name: o for name, o in optimizers.items() if name in wanted}
+
+  def chosen_tasks(self, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the tasks that take part."""
+    unknown = sorted({*(self.only or ())} - {*tasks})
+    if unknown:
+      raise ValueError(
+        f"--only: {', '.join(unknown)} is unknown; name any of {', '.join(tasks)}"
+      )
+    return {n: task for n, task in tasks.items() if self.only is None or n in self.only}
 
 
 class Report(NamedTuple):

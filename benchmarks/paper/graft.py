@@ -1,31 +1,36 @@
-"""Beyond the paper: mbf_adam against Adam and against other directions at its length.
+"""Beyond the paper: what of mbf_adam it is that helps.
 
-Every optimizer at its own best rate, ``mbf_adam`` at Adam's too; other directions at
-Adam's length as controls, the paper's inverse among them; and what damping, exponent,
-periods and single layers do.
+Other directions at Adam's length as controls, the paper's inverse among them; and what
+damping, exponent, periods and single layers do.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import matplotlib.figure
-import numpy as np
-import optax
 
 import mbf_optax
-from benchmarks import baselines
-from benchmarks.paper import comparison, problems, report, vision
-from benchmarks.paper.comparison import Outcome, Session
+from benchmarks.paper import comparison, problems, report, rivals, tables, vision
+from benchmarks.paper.comparison import Session
 from benchmarks.paper.experiment import Options, Report, Scale
-from benchmarks.paper.methods import Optimizer, Setting, empirical
-from benchmarks.paper.optimizers import product, with_factors
+from benchmarks.paper.methods import Optimizer, Setting
+from benchmarks.paper.report import plain
+from benchmarks.paper.search import Search
 from benchmarks.paper.tasks import Task
 
 PERIODS = ((1, 1), (1, 10), (1, 20), (5, 20), (5, 50), (10, 100))
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DECAY = {"resnet": 0.1}  # decoupled weight decay, where there is any
+STARTS: dict[str, Setting] = {
+  "adam": {"learning_rate": 3e-3, "b2": 0.999},
+  "momentum on adam": {"learning_rate": 3e-3, "momentum": 0.9},
+  "mbf on adam": {"learning_rate": 3e-3, "damping": 0.1},
+  "mbf on adam, by block": {"learning_rate": 3e-3, "damping": 0.1},
+  "mbf_adam": {"learning_rate": 1e-2, "b2": 0.999},
+}
+"""Where each method's search begins."""
 
 # What is read element by element, and so moves exactly as under Adam.
 _WITHOUT: dict[str, dict[str, str]] = {
@@ -41,43 +46,38 @@ _WITHOUT: dict[str, dict[str, str]] = {
 
 
 def run(options: Options) -> Report:
-  """Compares on every task, then varies ``mbf_adam`` at its best rate."""
-  tasks = _tasks(options)
-  optimizers = {n: _optimizers(options.scale, DECAY.get(n, 0.0)) for n in tasks}
+  """Compares on every task, then varies ``mbf_adam`` at its best setting."""
+  tasks = options.chosen_tasks(_tasks(options))
+  optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds) for n in tasks)
-  total += sum(tasks[n].steps * (seeds + _varied(n, options.scale)) for n in tasks)
-  outcomes, at_adams, variants = {}, {}, {}
-  with comparison.session(options, "graft", total) as session:
+  compared = comparison.experiment(
+    options, "graft", tasks, optimizers, seeds, Search(), points=10
+  )
+  total = sum(task.steps * _varied(n, options.scale) for n, task in tasks.items())
+  variants = {}
+  with comparison.session(options, "graft, varied", total) as session:
     for name, task in tasks.items():
-      results = comparison.compare(task, optimizers[name], seeds, session)
-      outcomes[name] = results
-      at_adams[name] = session.train(
-        "mbf_adam at Adam's rate",
-        task,
-        optimizers[name]["mbf_adam"],
-        settings=[results["adam"].setting],
-        seeds=range(1, 1 + seeds),
-      )
-      setting = results["mbf_adam"].setting
+      setting = compared[name]["mbf_adam"]["setting"]
       variants[name] = _vary(name, task, setting, options.scale, session)
+  return of_record({"compared": compared, "variants": plain(variants)})
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes, variants = comparison.of_tasks(record["compared"]), record["variants"]
   parts = []
   for name, results in outcomes.items():
-    parts += [f"### {name}", _comparison(results, at_adams[name].metrics)]
-    parts += [_table(variants[name])]
-  record = {
-    name: {
-      "comparison": comparison.record(results),
-      "mbf_adam at Adam's rate": at_adams[name].metrics,
-      "variants": variants[name],
-    }
-    for name, results in outcomes.items()
-  }
+    metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
+    if "test accuracy" in results["adam"].runs.metrics:
+      metrics["test accuracy"] = "{:.3f}"
+    section = tables.comparison_section(results, metrics)
+    parts += [f"### {name}", section, _table(variants[name])]
   figures = {
-    "loss": comparison.comparison_figure(outcomes, ["test loss"]),
+    "loss": tables.comparison_figure(outcomes, ["test loss"]),
+    "exponents": tables.exponents_figure(outcomes),
     "variants": _figure(variants),
   }
-  return Report("\n\n".join(parts), record, figures)
+  return Report("\n\n".join([*parts, tables.PROTOCOL]), dict(record), figures)
 
 
 def _tasks(options: Options) -> dict[str, Task]:
@@ -92,68 +92,14 @@ def _tasks(options: Options) -> dict[str, Task]:
   return {name: task(options) for name, task in tasks.items()}
 
 
-def _optimizers(scale: Scale, decay: float) -> dict[str, Optimizer]:
-  rates = {
-    "quick": [1e-3, 3e-3],
-    "cpu": [1e-3, 3e-3, 1e-2, 3e-2],
-    "paper": [1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2],
-  }[scale]
-
-  def optimizer(
-    build: Callable[..., optax.GradientTransformation],
-    gradient: Any = empirical,
-    **grid: Sequence[float],
-  ) -> Optimizer:
-    settings = product(**({"learning_rate": rates} | grid))
-    return Optimizer(functools.partial(build, weight_decay=decay), settings, gradient)
-
-  found = {
-    "adam": optimizer(optax.adamw),
-    "momentum on adam": optimizer(baselines.momentum_adam),
-    "mbf_adam": optimizer(mbf_optax.mbf_adam),
-  }
-  if scale == "quick":
-    return found
-  return found | {
-    # The periods are mbf_adam's: statistics at every step, an inverse at every tenth.
-    "mbf on adam": optimizer(
-      functools.partial(baselines.mbf_on_adam, inverse_update_period=10)
-    ),
-    "mbf on adam, by block": optimizer(
-      functools.partial(
-        baselines.mbf_on_adam, lengths="block", inverse_update_period=10
-      )
-    ),
-    # Larger dampings, 1e-2 and 0.1, were worse wherever they were tried.
-    "shampoo on adam": optimizer(
-      functools.partial(baselines.shampoo_adam, inverse_update_period=10),
-      damping=[1e-4],
-    ),
-    "kfac on adam": optimizer(
-      functools.partial(baselines.kfac_adam, split="trace", inverse_update_period=10),
-      with_factors,
-      damping=[1e-2],
-    ),
-    "soap": optimizer(baselines.soap),
-    "muon": optimizer(baselines.muon, learning_rate=[3 * rate for rate in rates]),
-  }
-
-
-def _comparison(
-  results: Mapping[str, Outcome], at_adams: Mapping[str, np.ndarray]
-) -> str:
-  metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
-  if "test accuracy" in at_adams:
-    metrics["test accuracy"] = "{:.3f}"
-  lines = [comparison.comparison_table(results, metrics)]
-  rate = results["adam"].setting["learning_rate"]
-  values = (
-    f"{metric} {report.spread(at_adams[metric][0, :, -1], form)}"
-    for metric, form in metrics.items()
-  )
-  return "\n\n".join(
-    [*lines, f"`mbf_adam` at Adam's rate {rate:g}: {', '.join(values)}."]
-  )
+def _optimizers(scale: Scale, task: str) -> dict[str, Optimizer]:
+  """Adam, ``mbf_adam``, and other directions at Adam's length."""
+  fixed = {"weight_decay": DECAY.get(task, 0.0)}
+  found = {}
+  for name, start in STARTS.items():
+    settings = [start] if scale == "quick" else rivals.around(start)
+    found[name] = rivals.optimizer(name, settings, scale != "quick", **fixed)
+  return found
 
 
 class _Variants(NamedTuple):

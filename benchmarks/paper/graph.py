@@ -1,104 +1,99 @@
-"""A two-layer graph convolutional network on Cora: Adam, muon, MBF and mbf_adam.
+"""A two-layer graph convolutional network on Cora.
 
 Kipf and Welling's setting: 140 training nodes, all at once, dropout and weight decay on
 the first layer. Settings are searched by the accuracy on the validation nodes.
 """
 
-import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 import optax
 
 import mbf_optax
-from benchmarks.paper import data
-from benchmarks.paper.comparison import (
-  Curve,
-  Outcome,
-  Session,
-  on_grid_edge,
-  session,
-)
+from benchmarks.paper import comparison, data, rivals, tables
 from benchmarks.paper.experiment import Options, Report
-from benchmarks.paper.methods import Optimizer
-from benchmarks.paper.report import axes, colors, curve, describe, spread, table
-from benchmarks.paper.studies.following import Alignment, alignment
+from benchmarks.paper.methods import Optimizer, Setting
+from benchmarks.paper.report import plain, table
+from benchmarks.paper.search import Search
+from benchmarks.paper.studies.following import alignment
 from benchmarks.paper.studies.networks import GraphNetwork, Sparse
 from benchmarks.paper.tasks import Task
 
 DECAY = 5e-4  # of the first layer, in the loss
-VALIDATION = "test validation accuracy"
 MEASURED = 60, 15  # steps, and steps between measurements, of the alignment
-RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
-MBF_RATES = (1e-4, 1e-3, 0.01, 0.1)
-DAMPINGS = (1e-5, 1e-4, 1e-3, 0.01, 0.1)
-RELATIVE_DAMPINGS = (0.1, 1.0)  # of mbf_adam, whose default is the first
+METRICS = {
+  "test accuracy": "{:.3f}",
+  "valid accuracy": "{:.3f}",
+  "test loss": "{:.3f}",
+  "train loss": "{:.3f}",
+}
+POINTS = 20
+STARTS: dict[str, Setting] = {
+  "adam": {"learning_rate": 1e-2, "b2": 0.999},
+  "nadam": {"learning_rate": 1e-2, "b2": 0.999},
+  "muon": {"learning_rate": 3e-2, "other_learning_rate": 1e-2},
+  "soap": {"learning_rate": 1e-2, "b2": 0.95},
+  "mbf": {"ratio": 10.0, "damping": 1e-3},
+  "mbf_adam": {"learning_rate": 1e-2, "b2": 0.999},
+  "mbf_adam, own damping": {"learning_rate": 1e-2, "damping": 0.1},
+  "mbf_adam, one side": {"learning_rate": 1e-2, "damping": 0.1},
+}
+"""Where each method's search begins; behind a comma, a variant."""
 
 
 class Size(NamedTuple):
-  """Steps, seeds of the search and of the results, grids, and who takes part."""
+  """Steps, seeds of the search and of the results, and who takes part."""
 
   steps: int
   search_seeds: int
   seeds: int
-  rates: tuple[float, ...]
-  dampings: tuple[float, ...]
-  optimizers: tuple[str, ...] = (
-    "adam",
-    "muon",
-    "mbf",
-    "mbf_adam",
-    "mbf_adam, own damping",
-    "mbf_adam, one side",
-  )
+  optimizers: tuple[str, ...] = tuple(STARTS)
+  rounds: int = 6
 
 
 SIZES = {
-  "quick": Size(2, 1, 2, RATES[:2], DAMPINGS[:1], ("adam", "mbf")),
-  "cpu": Size(200, 2, 5, RATES, DAMPINGS),
-  "paper": Size(200, 10, 100, (3e-4, *RATES), DAMPINGS),
+  "quick": Size(2, 1, 2, ("adam", "mbf"), rounds=0),
+  "cpu": Size(200, 2, 10),
+  "paper": Size(200, 10, 100),
 }
 
 
 def run(options: Options) -> Report:
   """Searches and compares the optimizers on Cora."""
   size = SIZES[options.scale]
-  graph = data.cora(options)
-  task = network_task(graph, size.steps)
-  grids = {name: optimizers(size)[name] for name in size.optimizers}
-  settings = sum(len(optimizer.settings) for optimizer in grids.values())
-  runs = size.steps * (settings * size.search_seeds + len(grids) * size.seeds)
-  with session(options, "graph", runs) as opened:
-    outcomes = {
-      name: _outcome(opened, name, optimizer, task, size)
-      for name, optimizer in grids.items()
-    }
-  aligned = {
-    name: alignment(task, grids[name].build(**outcome.setting), *MEASURED)
-    for name, outcome in outcomes.items()
+  task = network_task(data.cora(options), size.steps)
+  grids = options.chosen(optimizers(size))
+  search = Search("valid accuracy", True, size.search_seeds, size.rounds)
+  compared = comparison.experiment(
+    options, "graph", {"cora": task}, {"cora": grids}, size.seeds, search, POINTS
+  )
+  aligned = {}
+  for name, grid in grids.items():
+    tx = grid.build(**compared["cora"][name]["setting"])
+    aligned[name] = alignment(task, tx, *MEASURED)
+  return of_record({"compared": compared, "alignment": plain(aligned)})
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = comparison.of_tasks(record["compared"])
+  parts = [
+    tables.comparison_section(outcomes["cora"], METRICS),
+    tables.PROTOCOL,
+    _alignment_table(record["alignment"]),
+  ]
+  figures = {
+    "loss": tables.comparison_figure(outcomes, ("test accuracy",)),
+    "exponents": tables.exponents_figure(outcomes),
   }
-  parts = [_table(outcomes), _search_table(outcomes), _alignment_table(aligned)]
-  record = {
-    name: {
-      "setting": outcome.setting,
-      "grid edge": on_grid_edge(outcome),
-      "search": _mean_accuracy(outcome),
-      "metrics": {metric: v[0] for metric, v in outcome.runs.metrics.items()},
-      "alignment": aligned[name],
-    }
-    for name, outcome in outcomes.items()
-  }
-  return Report("\n\n".join(parts), record, {"graph": _figure(outcomes)})
+  return Report("\n\n".join(parts), dict(record), figures)
 
 
 def network_task(graph: data.Graph, steps: int) -> Task:
-  """Classes of the training nodes, the test nodes held out, all at once each.
-
-  The metrics have the accuracy on the validation nodes as well.
-  """
+  """Classes of the training nodes, the others held out, all at once each."""
   features, adjacency = sparse_features(graph), normalized_adjacency(graph)
   labels = jnp.asarray(graph.labels)
   nodes, words = graph.features.shape
@@ -117,7 +112,6 @@ def network_task(graph: data.Graph, steps: int) -> Task:
     return {
       "loss": _cross_entropy(logits[batch], labels[batch]),
       "accuracy": right[batch].mean(),
-      "validation accuracy": right[graph.validation].mean(),
     }
 
   return Task(
@@ -126,6 +120,7 @@ def network_task(graph: data.Graph, steps: int) -> Task:
     loss,
     metrics,
     graph.train,
+    graph.validation[None],
     graph.test[None],
     batch_size=len(graph.train),
     steps=steps,
@@ -153,99 +148,26 @@ def normalized_adjacency(graph: data.Graph) -> Sparse:
 
 
 def optimizers(size: Size) -> dict[str, Optimizer]:
-  """Each with its grid. The first layer's blocks have 1,434 elements."""
-  rates = [{"learning_rate": rate} for rate in size.rates]
-  relative = _pairs(size.rates[1:-2], RELATIVE_DAMPINGS)
-  low_rank = mbf_optax.flax_partition("low_rank")
-  shared = mbf_optax.flax_partition("shared")
-  return {
-    "adam": Optimizer(optax.adam, rates),
-    "muon": Optimizer(optax.contrib.muon, rates),
-    "mbf": Optimizer(
-      functools.partial(mbf_optax.mbf, partition=low_rank),
-      _pairs(MBF_RATES, size.dampings),
-    ),
-    "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
-    "mbf_adam, own damping": Optimizer(mbf_optax.mbf_adam, relative),
-    "mbf_adam, one side": Optimizer(
-      functools.partial(mbf_optax.mbf_adam, partition=shared), relative
-    ),
+  """Each with its settings. The first layer's blocks have 1,434 elements."""
+  partitions = {
+    "mbf": mbf_optax.flax_partition("low_rank"),
+    "mbf_adam, one side": mbf_optax.flax_partition("shared"),
   }
-
-
-def _pairs(
-  rates: tuple[float, ...], dampings: tuple[float, ...]
-) -> list[dict[str, float]]:
-  return [
-    {"learning_rate": rate, "damping": damping}
-    for rate in rates
-    for damping in dampings
-  ]
-
-
-def _outcome(
-  opened: Session, name: str, optimizer: Optimizer, task: Task, size: Size
-) -> Outcome:
-  """The search by accuracy on the validation nodes, and runs with the best setting."""
-  searched = opened.train(
-    f"{name} search", task, optimizer, seeds=range(size.search_seeds), points=1
-  )
-  setting = optimizer.settings[searched.best(VALIDATION, largest=True)]
-  seeds = range(100, 100 + size.seeds)
-  runs = opened.train(
-    f"{name} seeds", task, optimizer, settings=[setting], seeds=seeds, points=20
-  )
-  return Outcome(searched, runs, float("nan"), Curve.of(runs))
+  found = {}
+  for name in size.optimizers:
+    start = STARTS[name]
+    settings = rivals.around(start) if size.rounds else [start]
+    fixed = {"partition": partitions[name]} if name in partitions else {}
+    found[name] = rivals.optimizer(name.partition(",")[0], settings, **fixed)
+  return found
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _mean_accuracy(outcome: Outcome) -> list[dict[str, float]]:
-  accuracy = outcome.search.final(VALIDATION).mean(-1)
-  return [
-    {**setting, "validation accuracy": value}
-    for setting, value in zip(outcome.search.settings, accuracy, strict=True)
-  ]
-
-
-def _table(outcomes: dict[str, Outcome]) -> str:
-  titles = ["optimizer", "setting", "at the grid's edge", "training loss"]
-  titles += ["validation accuracy", "test accuracy", "test loss"]
-  rows = []
-  for name, outcome in outcomes.items():
-    rows.append(
-      [
-        name,
-        describe(outcome.setting),
-        ", ".join(on_grid_edge(outcome)),
-        spread(outcome.runs.final("train loss"), "{:.3f}"),
-        spread(100 * outcome.runs.final(VALIDATION), "{:.1f}"),
-        spread(100 * outcome.runs.final("test accuracy"), "{:.1f}"),
-        spread(outcome.runs.final("test loss"), "{:.3f}"),
-      ]
-    )
-  return table(titles, rows)
-
-
-def _search_table(outcomes: dict[str, Outcome]) -> str:
-  titles = ["mbf_adam's damping", *map("{:g}".format, RELATIVE_DAMPINGS)]
-  rows = []
-  for name, outcome in outcomes.items():
-    if name.startswith("mbf_adam,"):
-      found = _mean_accuracy(outcome)
-      best = [
-        max(f["validation accuracy"] for f in found if f["damping"] == damping)
-        for damping in RELATIVE_DAMPINGS
-      ]
-      rows.append([name, *(f"{100 * value:.1f}" for value in best)])
-  title = "Validation accuracy in the search, by damping at the best rate:"
-  return f"{title}\n\n{table(titles, rows)}"
-
-
-def _alignment_table(aligned: dict[str, list[Alignment]]) -> str:
-  layers = list(next(iter(aligned.values()))[0].update)
+def _alignment_table(aligned: Mapping[str, Any]) -> str:
+  layers = list(next(iter(aligned.values()))[0]["update"])
   titles = ["cosine with the mean gradient"]
   for layer in range(1, len(layers) + 1):
     titles += [f"update, layer {layer}", f"gradient, layer {layer}"]
@@ -254,8 +176,7 @@ def _alignment_table(aligned: dict[str, list[Alignment]]) -> str:
     row = [name]
     for layer in layers:
       for kind in ("update", "gradient"):
-        values = [getattr(found, kind)[layer] for found in measured]
-        row.append(f"{np.mean(values):.2f}")
+        row.append(f"{np.mean([found[kind][layer] for found in measured]):.2f}")
     rows.append(row)
   steps, every = MEASURED
   title = (
@@ -263,18 +184,3 @@ def _alignment_table(aligned: dict[str, list[Alignment]]) -> str:
     f" averaged over 16 dropout masks, every {every} of the first {steps} steps:"
   )
   return f"{title}\n\n{table(titles, rows)}"
-
-
-def _figure(outcomes: dict[str, Outcome]) -> matplotlib.figure.Figure:
-  figure, grid = axes(1, 2, width=4.2)
-  chosen = colors(outcomes)
-  for name, outcome in outcomes.items():
-    style = {"label": name, "color": chosen[name]}
-    losses = outcome.runs.losses[0]
-    curve(grid[0, 0], np.arange(losses.shape[-1]), losses, **style)
-    accuracy = 100 * outcome.runs.metrics["test accuracy"][0]
-    curve(grid[0, 1], outcome.runs.at, accuracy, **style)
-  grid[0, 0].set(xlabel="steps", ylabel="training loss with dropout and decay")
-  grid[0, 1].set(xlabel="steps", ylabel="test accuracy, %", ylim=(60, 85))
-  grid[0, 0].legend(frameon=False, fontsize=8)
-  return figure

@@ -4,15 +4,14 @@
 """
 
 import dataclasses
-import functools
-
-import optax
+from collections.abc import Mapping
+from typing import Any
 
 import mbf_optax
-from benchmarks.paper import comparison, problems
+from benchmarks.paper import comparison, problems, rivals, tables
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.optimizers import product
+from benchmarks.paper.search import Search
 
 # A matrix for every neuron of the paper's autoencoders would take 18 GB; these widths
 # leave room for it.
@@ -28,7 +27,11 @@ _ESTIMATORS = {
   },
   "wide": {"mbf": ("shared", "low_rank"), "mbf_adam": ("shared", "two_sided")},
 }
-_BUILDS = {"mbf": mbf_optax.mbf, "mbf_adam": mbf_optax.mbf_adam}
+_STARTS: dict[str, Setting] = {
+  "adam": {"learning_rate": 3e-3, "b2": 0.999},
+  "mbf": {"ratio": 0.1, "damping": 1e-3},
+  "mbf_adam": {"learning_rate": 1e-2, "b2": 0.999},
+}
 
 
 def run(options: Options) -> Report:
@@ -40,48 +43,37 @@ def run(options: Options) -> Report:
   }
   optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
-  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
-  with comparison.session(options, "low_rank", total) as session:
-    outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session, search)
-      for name, task in tasks.items()
-    }
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
+  return of_record(
+    comparison.experiment(options, "low_rank", tasks, optimizers, seeds, search)
+  )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = comparison.of_tasks(record)
+  metrics = {"train loss": "{:.2f}", "test loss": "{:.2f}"}
   parts = []
   for name, results in outcomes.items():
-    metrics = {"train loss": "{:.2f}", "test loss": "{:.2f}"}
-    table = comparison.comparison_table(results, metrics)
-    parts.append(f"### {name} autoencoder on MNIST\n\n{table}")
-  record = {name: comparison.record(results) for name, results in outcomes.items()}
-  figure = comparison.comparison_figure(outcomes)
-  return Report("\n\n".join(parts), record, {"loss": figure})
+    references = [other for other in results if other.endswith(" shared")]
+    section = tables.comparison_section(results, metrics, references)
+    parts.append(f"### {name} autoencoder on MNIST\n\n{section}")
+  figure = tables.comparison_figure(outcomes)
+  text = "\n\n".join([*parts, tables.PROTOCOL])
+  return Report(text, dict(record), {"loss": figure})
 
 
 def _optimizers(scale: Scale, task: str) -> dict[str, Optimizer]:
-  damped, rates = _grids(scale)
-  optimizers = {"adam": Optimizer(optax.adam, rates)}
-  for name, settings in (("mbf", damped), ("mbf_adam", rates)):
-    for dense in _ESTIMATORS[task][name]:
+  def settings(name: str) -> list[Setting]:
+    start = _STARTS[name]
+    return [start] if scale == "quick" else rivals.around(start)
+
+  widened = scale != "quick"
+  found = {"adam": rivals.optimizer("adam", settings("adam"), widened)}
+  for name, estimators in _ESTIMATORS[task].items():
+    for dense in estimators:
       partition = mbf_optax.flax_partition(dense=dense)
-      build = functools.partial(_BUILDS[name], partition=partition)
-      optimizers[f"{name} {dense}"] = Optimizer(build, settings)
-  return optimizers
-
-
-def _grids(scale: Scale) -> tuple[list[Setting], list[Setting]]:
-  if scale == "quick":
-    return (
-      product(learning_rate=[1e-3], damping=[1e-2, 1e-1]),
-      product(learning_rate=[3e-3]),
-    )
-  if scale == "cpu":
-    return (
-      product(learning_rate=[3e-5, 1e-4, 3e-4, 1e-3], damping=[1e-3, 3e-3, 1e-2]),
-      product(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2]),
-    )
-  return (
-    product(
-      learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3], damping=[3e-4, 1e-3, 3e-3, 1e-2]
-    ),
-    product(learning_rate=[3e-4, 1e-3, 3e-3, 1e-2]),
-  )
+      found[f"{name} {dense}"] = rivals.optimizer(
+        name, settings(name), widened, partition=partition
+      )
+  return found

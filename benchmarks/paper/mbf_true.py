@@ -1,9 +1,12 @@
 """Figures 9 and 10: statistics at the data's labels against labels of the model."""
 
-from benchmarks.paper import comparison, problems
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.paper import comparison, problems, rivals, tables
 from benchmarks.paper.experiment import Options, Report, Scale
-from benchmarks.paper.methods import Setting
-from benchmarks.paper.optimizers import OPTIMIZERS, product
+from benchmarks.paper.methods import Optimizer
+from benchmarks.paper.search import Search
 
 _METHODS = ("mbf", "mbf_true")
 _TASKS: dict[Scale, tuple[str, ...]] = {
@@ -21,41 +24,32 @@ def run(options: Options) -> Report:
     else problems.autoencoder(name, options)
     for name in _TASKS[options.scale]
   }
-  optimizers = {
-    name: {m: OPTIMIZERS[m](_grid(options.scale, name)) for m in _METHODS}
-    for name in tasks
-  }
+  optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
-  search = comparison.Search(seeds=problems.SEARCH_SEEDS[options.scale])
-  total = sum(comparison.work(tasks[n], optimizers[n], seeds, search) for n in tasks)
-  with comparison.session(options, "mbf_true", total) as session:
-    outcomes = {
-      name: comparison.compare(task, optimizers[name], seeds, session, search)
-      for name, task in tasks.items()
-    }
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
+  return of_record(
+    comparison.experiment(options, "mbf_true", tasks, optimizers, seeds, search)
+  )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = comparison.of_tasks(record)
   parts = []
   for name, results in outcomes.items():
     metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
     if name == "convnet":
       metrics["test accuracy"] = "{:.3f}"
-    table = comparison.comparison_table(results, metrics, budget="mbf")
-    parts.append(f"### {name}\n\n{table}")
-  record = {name: comparison.record(results) for name, results in outcomes.items()}
-  figure = comparison.comparison_figure(outcomes, ["test loss"])
-  return Report("\n\n".join(parts), record, {"loss": figure})
+    section = tables.comparison_section(results, metrics, ["mbf"], budget="mbf")
+    parts.append(f"### {name}\n\n{section}")
+  figure = tables.comparison_figure(outcomes, ["test loss"])
+  text = "\n\n".join([*parts, tables.PROTOCOL])
+  return Report(text, dict(record), {"loss": figure})
 
 
-def _grid(scale: Scale, name: str) -> list[Setting]:
-  """The same for both methods."""
+def _optimizers(scale: Scale, task: str) -> dict[str, Optimizer]:
+  """The same first settings for both methods."""
+  start = {"ratio": 0.03 if task == "faces" else 0.3, "damping": 3e-3}
   if scale == "quick":
-    return product(learning_rate=[1e-3], damping=[1e-2, 1e-1])
-  if scale == "cpu":
-    smaller = 0.1 if name == "faces" else 1
-    return product(
-      learning_rate=[smaller * rate for rate in (3e-5, 1e-4, 3e-4, 1e-3)],
-      damping=[3e-4, 3e-3, 3e-2],
-    )
-  return product(
-    learning_rate=[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3],
-    damping=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
-  )
+    return {name: rivals.optimizer(name, [start], False) for name in _METHODS}
+  return {name: rivals.optimizer(name, rivals.around(start)) for name in _METHODS}

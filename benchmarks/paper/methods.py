@@ -1,7 +1,7 @@
 """An optimizer, what it needs from a batch, and the settings to try it with."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,8 @@ class Optimizer:
     common: names of hyperparameters that have one value for all settings that are
       trained side by side, such as periods, on which a ``lax.cond`` depends.
     steps: number of updates; ``None`` is the task's.
+    ladders: values that a search may go on to, by the name of a hyperparameter, in
+      rising order; those of ``settings`` are among them.
   """
 
   build: Callable[..., optax.GradientTransformation]
@@ -88,6 +90,7 @@ class Optimizer:
   prepare: Callable[..., Any] | None = None
   common: tuple[str, ...] = ()
   steps: int | None = None
+  ladders: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
   def steps_of(self, task: Task) -> int:
     """Number of updates in a training of ``task``."""

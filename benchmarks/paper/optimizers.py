@@ -9,15 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import mbf_optax
 from benchmarks import baselines
 from benchmarks.paper.methods import (
-  Optimizer,
   Setting,
   empirical,
-  sampled_loss,
-  warm,
-  with_sampled,
 )
 from benchmarks.paper.tasks import Batch, Task, Variables
 
@@ -28,23 +23,28 @@ def product(**values: Sequence[float]) -> list[Setting]:
   return [dict(zip(values, combination, strict=True)) for combination in combinations]
 
 
-def with_ratio(damping: Sequence[float], ratio: Sequence[float]) -> list[Setting]:
-  """Dampings, and every one with learning rates that are multiples of it."""
-  return [{"learning_rate": r * d, "damping": d} for d in damping for r in ratio]
-
-
 def with_factors(
   task: Task, variables: Variables, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:
-  """``empirical``, and how to get KFAC's factors, at targets of the network's."""
-  loss_key, sample_key = jax.random.split(key)
-  value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
-  loss = sampled_loss(task, variables, batch, sample_key)
+  """``empirical``, and how to get KFAC's factors, at targets of the network's.
+
+  One forward pass serves both, as in Martens and Grosse (2015).
+  """
+  forward_key, sample_key = jax.random.split(key)
+  likelihood = task.likelihood
+
+  def outputs(params: optax.Params) -> tuple[jax.Array, Variables]:
+    return likelihood.outputs({**variables, "params": params}, batch, forward_key)
+
+  linear = baselines.linearize(outputs, variables["params"])
+  value, cotangent = jax.value_and_grad(likelihood.error)(linear.outputs, batch)
+  gradient, _ = linear.pull(cotangent)
 
   def factors() -> dict[str, baselines.Factors]:
-    return baselines.capture(loss, variables["params"]).factors
+    sampled = jax.grad(likelihood.sampled_error)(linear.outputs, sample_key)
+    return linear.pull(sampled)[1]
 
-  return value, mutable, gradient, {"factors": factors}
+  return value, linear.aux, gradient, {"factors": factors}
 
 
 def _warm_by(field: str, measure: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,27 +77,3 @@ warm_moments = _warm_by(
   "statistics", lambda *args: baselines.moments(empirical(*args)[2])
 )
 """Shampoo's warm start."""
-
-
-# The paper's periods on autoencoders (Ren & Goldfarb, 2021).
-_PAPER_MBF = functools.partial(
-  mbf_optax.mbf, curvature_update_period=1, inverse_update_period=20
-)
-_SGD = functools.partial(optax.sgd, momentum=0.9)
-
-OPTIMIZERS: dict[str, Callable[[Sequence[Setting]], Optimizer]] = {
-  "sgd": lambda settings: Optimizer(_SGD, settings),
-  "adam": lambda settings: Optimizer(optax.adam, settings),
-  "shampoo": lambda settings: Optimizer(
-    baselines.shampoo, settings, prepare=warm_moments
-  ),
-  "kfac": lambda settings: Optimizer(
-    baselines.kfac, settings, with_factors, warm_factors
-  ),
-  "muon": lambda settings: Optimizer(optax.contrib.muon, settings),
-  "mbf": lambda settings: Optimizer(mbf_optax.mbf, settings),
-  "mbf (1, 20), warm": lambda settings: Optimizer(_PAPER_MBF, settings, prepare=warm),
-  "mbf_true": lambda settings: Optimizer(mbf_optax.mbf, settings, with_sampled),
-  "mbf_adam": lambda settings: Optimizer(mbf_optax.mbf_adam, settings),
-}
-"""Optimizers by name, from the settings to try them with."""

@@ -52,13 +52,13 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def spread(values: Any, form: str = "{:.2f}") -> str:
-  """Mean and standard deviation of values over seeds, ``NaN`` if any is not finite."""
+  """Mean and standard deviation (ddof = 1) over seeds, ``NaN`` if any is not finite."""
   values = np.asarray(values, np.float64)
   if not np.isfinite(values).all():
     return "NaN"
   if values.size == 1:
     return form.format(values.item())
-  return f"{form.format(values.mean())} ± {form.format(values.std())}"
+  return f"{form.format(values.mean())} ± {form.format(values.std(ddof=1))}"
 
 
 def describe(setting: Mapping[str, float]) -> str:

@@ -1,11 +1,14 @@
 """Character models of tiny-shakespeare: a transformer and a GRU.
 
-The paper names recurrent networks and transformers as what it did not try. Adam, muon,
-MBF and mbf_adam, each with its own best setting, and mbf_adam at Adam's best rate.
+The paper names recurrent networks and transformers as what it did not try. Every method
+at its best, with decoupled decay and a rate that rises over the first tenth of the
+steps and falls to zero along a cosine.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,31 +16,26 @@ import jax.numpy as jnp
 import optax
 
 import mbf_optax
-from benchmarks import baselines
 from benchmarks.models import Transformer
-from benchmarks.paper import data, tasks
-from benchmarks.paper.comparison import (
-  Curve,
-  Outcome,
-  Search,
-  Session,
-  compare,
-  comparison_figure,
-  comparison_table,
-  record,
-  session,
-  work,
-)
+from benchmarks.paper import comparison, data, rivals, tables, tasks
 from benchmarks.paper.experiment import Options, Report
-from benchmarks.paper.methods import Optimizer
-from benchmarks.paper.optimizers import with_ratio
+from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.report import table
+from benchmarks.paper.search import Search
 from benchmarks.paper.studies.networks import Gru
 
-RATES = (1e-3, 3e-3, 0.01, 0.03)
 METRICS = {"test loss": "{:.3f}", "train loss": "{:.3f}", "test accuracy": "{:.1%}"}
 POINTS = 6
-ADAMS_RATE = "mbf_adam, Adam's rate"
+STARTS: dict[str, Setting] = {
+  "adam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
+  "nadam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
+  "muon": {"learning_rate": 3e-2, "other_learning_rate": 1e-2, "shrinkage": 1e-3},
+  "soap": {"learning_rate": 1e-2, "b2": 0.95, "shrinkage": 1e-3},
+  "shampoo on adam": {"learning_rate": 1e-2, "damping": 1e-4, "shrinkage": 1e-3},
+  "mbf": {"ratio": 1.0, "damping": 1e-5, "shrinkage": 1e-3},
+  "mbf_adam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
+}
+"""Where each method's search begins."""
 
 
 class Size(NamedTuple):
@@ -50,15 +48,15 @@ class Size(NamedTuple):
   batch: int
   steps: int
   seeds: int
-  settings: int
   networks: tuple[str, ...] = ("transformer", "gru")
-  optimizers: tuple[str, ...] = ("adam", "muon", "mbf", "mbf_adam")
+  optimizers: tuple[str, ...] = tuple(STARTS)
+  rounds: int = 6
 
 
 SIZES = {
-  "quick": Size(8, 1, 2, 8, 4, 3, 1, 1, ("gru",), ("adam", "mbf_adam")),
-  "cpu": Size(64, 2, 4, 32, 16, 300, 3, 16),
-  "paper": Size(256, 4, 4, 256, 64, 5_000, 3, 16),
+  "quick": Size(8, 1, 2, 8, 4, 3, 2, ("gru",), ("adam", "mbf_adam"), rounds=0),
+  "cpu": Size(64, 2, 4, 32, 16, 300, 5),
+  "paper": Size(256, 4, 4, 256, 64, 5_000, 5),
 }
 
 
@@ -66,28 +64,56 @@ def run(options: Options) -> Report:
   """Both networks with every optimizer."""
   size = SIZES[options.scale]
   text = data.text(options)
-  vocabulary = len(text.vocabulary)
-  networks = {
-    "transformer": Transformer(vocabulary, size.width, size.layers, size.heads),
-    "gru": Gru(vocabulary, size.width),
-  }
-  grids = {name: optimizers(size)[name] for name in size.optimizers}
+  networks = _networks(len(text.vocabulary), size)
   problems = {name: _task(name, networks[name], text, size) for name in size.networks}
-  total = sum(work(task, grids, size.seeds) for task in problems.values())
-  total += len(problems) * size.steps * size.seeds
-  outcomes = {}
-  with session(options, "sequence", total) as opened:
-    for name, task in problems.items():
-      outcomes[name] = _compare(task, grids, size.seeds, opened)
-  parts = [
-    f"{name}:\n\n{comparison_table(found, METRICS)}" for name, found in outcomes.items()
-  ]
-  parts.append(f"How the GRU is read:\n\n{_readings(networks['gru'])}")
-  return Report(
-    "\n\n".join(parts),
-    {name: record(found) for name, found in outcomes.items()},
-    {"sequence": comparison_figure(outcomes, ("test loss",))},
+  grids = dict.fromkeys(problems, optimizers(size))
+  search = Search(rounds=size.rounds)
+  return of_record(
+    comparison.experiment(
+      options, "sequence", problems, grids, size.seeds, search, POINTS
+    )
   )
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  outcomes = comparison.of_tasks(record)
+  parts = [
+    f"### {name}\n\n{tables.comparison_section(found, METRICS)}"
+    for name, found in outcomes.items()
+  ]
+  parts += [tables.PROTOCOL, f"How the GRU is read:\n\n{_readings()}"]
+  figures = {
+    "loss": tables.comparison_figure(outcomes, ("test loss",)),
+    "exponents": tables.exponents_figure(outcomes),
+  }
+  return Report("\n\n".join(parts), dict(record), figures)
+
+
+def optimizers(size: Size) -> dict[str, Optimizer]:
+  """The methods, each with the settings around the start of its search."""
+  scheduled = functools.partial(_scheduled, size.steps)
+  found = {}
+  for name in size.optimizers:
+    fixed = {"head": "Dense_0"} if name == "muon" else {}
+    settings = rivals.around(STARTS[name]) if size.rounds else [STARTS[name]]
+    found[name] = rivals.optimizer(name, settings, scheduled=scheduled, **fixed)
+  return found
+
+
+def _scheduled(steps: int, build: rivals.Build) -> rivals.Build:
+  """``build`` with every rate on the schedule of this experiment."""
+
+  def schedule(rate: jax.Array, count: jax.Array) -> jax.Array:
+    shape = optax.warmup_cosine_decay_schedule(0, 1, max(1, steps // 10), steps)
+    return rate * shape(count + 1)
+
+  return rivals.with_schedule(build, schedule)
+
+
+def _networks(vocabulary: int, size: Size) -> dict[str, nn.Module]:
+  transformer = Transformer(vocabulary, size.width, size.layers, size.heads)
+  return {"transformer": transformer, "gru": Gru(vocabulary, size.width)}
 
 
 def _task(name: str, network: nn.Module, text: data.Text, size: Size) -> tasks.Task:
@@ -97,41 +123,10 @@ def _task(name: str, network: nn.Module, text: data.Text, size: Size) -> tasks.T
   return dataclasses.replace(task, evaluated=1_000)
 
 
-def optimizers(size: Size) -> dict[str, Optimizer]:
-  """Each with its grid, of ``size.settings`` settings at most."""
-  rates = [{"learning_rate": rate} for rate in RATES][: size.settings]
-  larger = [{"learning_rate": 3 * rate} for rate in RATES][: size.settings]
-  pairs = with_ratio((1e-5, 1e-4, 1e-3, 0.01), (0.1, 0.3, 1.0, 3.0))
-  return {
-    "adam": Optimizer(optax.adam, rates),
-    "muon": Optimizer(baselines.muon, larger),
-    "mbf": Optimizer(mbf_optax.mbf, pairs[: size.settings]),
-    "mbf_adam": Optimizer(mbf_optax.mbf_adam, rates),
-  }
-
-
-def _compare(
-  task: tasks.Task, grids: dict[str, Optimizer], seeds: int, opened: Session
-) -> dict[str, Outcome]:
-  """All optimizers, and mbf_adam once more with Adam's learning rate."""
-  outcomes = compare(task, grids, seeds, opened, Search("test loss"), POINTS)
-  runs = opened.train(
-    ADAMS_RATE,
-    task,
-    grids["mbf_adam"],
-    settings=[outcomes["adam"].setting],
-    seeds=range(1, 1 + seeds),
-    points=POINTS,
-  )
-  like = outcomes["mbf_adam"]
-  return {
-    **outcomes,
-    ADAMS_RATE: Outcome(like.search, runs, like.seconds, Curve.of(runs)),
-  }
-
-
-def _readings(network: nn.Module) -> str:
+def _readings() -> str:
+  """Of a small GRU, whose layers are read as those of a large one are."""
   tokens = jnp.zeros((1, 2), jnp.int32)
+  network = Gru(vocabulary=65, width=64)
   params = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
   rows = [
     [layer.path, layer.shape, layer.reading, layer.blocks, layer.block_size]

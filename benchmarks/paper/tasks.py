@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,29 @@ Metrics = dict[str, jax.Array]
 EVALUATED = 5_000
 
 
+class Likelihood(NamedTuple):
+  """A loss as the network's outputs and what they are compared with.
+
+  Attributes:
+    outputs: from variables, a batch and a key (for dropout or augmentation) to the
+      network's outputs in training and the variables' new collections.
+    error: from outputs and a batch to the loss.
+    sampled_error: from outputs and a key to the loss at targets drawn from the
+      distribution that the outputs describe.
+  """
+
+  outputs: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, Variables]]
+  error: Callable[[jax.Array, Batch], jax.Array]
+  sampled_error: Callable[[jax.Array, jax.Array], jax.Array]
+
+  def loss(
+    self, variables: Variables, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Variables]:
+    """The loss and the variables' new collections, as :class:`Task` wants it."""
+    outputs, mutable = self.outputs(variables, batch, key)
+    return self.error(outputs, batch), mutable
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
   """A training problem; every function can be jitted and vmapped.
@@ -33,12 +56,13 @@ class Task:
       the loss and the variables' new collections without ``"params"``.
     metrics: from variables and a batch to means over the batch; the network evaluates.
     train: arrays with a common leading axis, of which a batch is some rows.
-    test: the same, held out.
+    valid: the same, held out, to choose settings by.
+    test: the same, held out, to report.
     batch_size: rows of a batch.
     steps: number of updates.
     evaluated: rows, at most, that metrics average over, evenly spread.
-    sampled_loss: the loss at targets drawn from the network's own distribution, or
-      ``None``: what MBF-True takes its statistics from.
+    likelihood: what MBF-True and KFAC draw their targets from; ``None`` has neither.
+    warm_batches: that a warm start takes, the first ones of the training.
   """
 
   name: str
@@ -46,11 +70,37 @@ class Task:
   loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, Variables]]
   metrics: Callable[[Variables, Batch], Metrics]
   train: Batch
+  valid: Batch
   test: Batch
   batch_size: int
   steps: int
   evaluated: int = EVALUATED
-  sampled_loss: Callable[[Variables, Batch, jax.Array], jax.Array] | None = None
+  likelihood: Likelihood | None = None
+  warm_batches: int = 40
+
+  def sampled_loss(
+    self, variables: Variables, batch: Batch, key: jax.Array
+  ) -> jax.Array:
+    """The loss at targets drawn from the network's own distribution."""
+    forward_key, sample_key = jax.random.split(key)
+    outputs, _ = self.likelihood.outputs(variables, batch, forward_key)
+    return self.likelihood.sampled_error(outputs, sample_key)
+
+
+def whole_pass(task: Task) -> Task:
+  """The task with the paper's warm start, a pass over all of the training data."""
+  batches = len(jax.tree.leaves(task.train)[0]) // task.batch_size
+  return dataclasses.replace(task, warm_batches=batches)
+
+
+def split(data: Batch, share: float = 0.1) -> tuple[Batch, Batch]:
+  """All rows but the last share of them, and those."""
+  size = len(jax.tree.leaves(data)[0])
+  first = size - round(share * size)
+  return (
+    jax.tree.map(lambda x: x[:first], data),
+    jax.tree.map(lambda x: x[first:], data),
+  )
 
 
 def reconstruction(
@@ -85,28 +135,23 @@ def reconstruction(
       return 0.5 * jnp.square(outputs - x).sum(-1).mean()
     return optax.sigmoid_binary_cross_entropy(outputs, x).sum(-1).mean()
 
-  def loss(
-    variables: Variables, x: jax.Array, key: jax.Array
-  ) -> tuple[jax.Array, Variables]:
-    del key
-    return error(model.apply(variables, x), x), {}
-
-  def sampled_loss(variables: Variables, x: jax.Array, key: jax.Array) -> jax.Array:
-    outputs = model.apply(variables, x)
-    sample = mbf_optax.sample_gaussian if squared else mbf_optax.sample_bernoulli
-    return error(outputs, sample(outputs, key))
-
+  sample = mbf_optax.sample_gaussian if squared else mbf_optax.sample_bernoulli
+  likelihood = Likelihood(
+    outputs=lambda variables, x, key: (model.apply(variables, x), {}),
+    error=error,
+    sampled_error=lambda outputs, key: error(outputs, sample(outputs, key)),
+  )
   return Task(
     name,
     lambda key: model.init(key, jnp.zeros((1, train.shape[1]))),
-    loss,
+    likelihood.loss,
     lambda variables, x: {"loss": error(model.apply(variables, x), x)},
-    train,
+    *split(train),
     test,
     batch_size,
     steps,
     evaluated,
-    sampled_loss,
+    likelihood,
   )
 
 
@@ -132,21 +177,12 @@ def classification(
     The task; its metrics are the loss and the accuracy.
   """
 
-  def loss(
+  def outputs(
     variables: Variables, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Variables]:
-    x, y = batch
-    x = x if augment is None else augment(key, x)
+    x = batch[0] if augment is None else augment(key, batch[0])
     others = [collection for collection in variables if collection != "params"]
-    logits, mutable = model.apply(variables, x, True, mutable=others)
-    return _cross_entropy(logits, y), mutable
-
-  def sampled_loss(variables: Variables, batch: Batch, key: jax.Array) -> jax.Array:
-    augment_key, label_key = jax.random.split(key)
-    x = batch[0] if augment is None else augment(augment_key, batch[0])
-    others = [collection for collection in variables if collection != "params"]
-    logits, _ = model.apply(variables, x, True, mutable=others)
-    return _cross_entropy(logits, mbf_optax.sample_labels(logits, label_key))
+    return model.apply(variables, x, True, mutable=others)
 
   def metrics(variables: Variables, batch: Batch) -> Metrics:
     x, y = batch
@@ -154,16 +190,19 @@ def classification(
     accuracy = (logits.argmax(-1) == y).astype(jnp.float32).mean()
     return {"loss": _cross_entropy(logits, y), "accuracy": accuracy}
 
+  likelihood = Likelihood(
+    outputs, lambda logits, batch: _cross_entropy(logits, batch[1]), _sampled
+  )
   return Task(
     name,
     lambda key: model.init(key, jnp.zeros((1, *data.x_train.shape[1:])), False),
-    loss,
+    likelihood.loss,
     metrics,
-    (data.x_train, data.y_train),
+    *split((data.x_train, data.y_train)),
     (data.x_test, data.y_test),
     batch_size,
     steps,
-    sampled_loss=sampled_loss,
+    likelihood=likelihood,
   )
 
 
@@ -196,33 +235,32 @@ def language(
     index = length * jnp.arange(count)[:, None] + jnp.arange(length + 1)[None]
     return jnp.asarray(tokens)[index]
 
-  def loss(
-    variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, Variables]:
-    del key
-    return _cross_entropy(model.apply(variables, batch[:, :-1]), batch[:, 1:]), {}
-
-  def sampled_loss(variables: Variables, batch: Batch, key: jax.Array) -> jax.Array:
-    logits = model.apply(variables, batch[:, :-1])
-    return _cross_entropy(logits, mbf_optax.sample_labels(logits, key))
-
   def metrics(variables: Variables, batch: Batch) -> Metrics:
     logits, targets = model.apply(variables, batch[:, :-1]), batch[:, 1:]
     accuracy = (logits.argmax(-1) == targets).astype(jnp.float32).mean()
     return {"loss": _cross_entropy(logits, targets), "accuracy": accuracy}
 
+  likelihood = Likelihood(
+    outputs=lambda variables, batch, key: (model.apply(variables, batch[:, :-1]), {}),
+    error=lambda logits, batch: _cross_entropy(logits, batch[:, 1:]),
+    sampled_error=_sampled,
+  )
   return Task(
     name,
     lambda key: model.init(key, jnp.zeros((1, length), jnp.int32)),
-    loss,
+    likelihood.loss,
     metrics,
-    windows(train),
+    *split(windows(train)),
     windows(test),
     batch_size,
     steps,
-    sampled_loss=sampled_loss,
+    likelihood=likelihood,
   )
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _sampled(logits: jax.Array, key: jax.Array) -> jax.Array:
+  return _cross_entropy(logits, mbf_optax.sample_labels(logits, key))

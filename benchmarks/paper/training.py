@@ -18,13 +18,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from benchmarks.paper import apart
+from benchmarks.paper import apart, exponents
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.methods import Gradient, Optimizer, Setting
 from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
-
-_WARM_BATCHES = 40  # of a warm start
 
 
 class Runs(NamedTuple):
@@ -34,7 +32,8 @@ class Runs(NamedTuple):
     settings: hyperparameters, one for each entry of the first axis.
     losses: ``(settings, seeds, steps)``, the mini-batch loss before each step.
     at: ``(points,)``, numbers of steps after which metrics were taken.
-    metrics: by name, ``(settings, seeds, points)``: ``"train loss"``, ``"test loss"``
+    metrics: by name, ``(settings, seeds, points)``: ``"train loss"``, ``"valid loss"``,
+      ``"test loss"``
       and whatever else the task measures.
   """
 
@@ -47,15 +46,16 @@ class Runs(NamedTuple):
     """``(settings, seeds)``: the last value of a metric."""
     return self.metrics[metric][..., -1]
 
-  def ranked(self, metric: str = "train loss", largest: bool = False) -> list[int]:
-    """Indices of the settings, the best by the seeds' mean first, NaN last."""
-    mean = self.final(metric).mean(-1)
-    mean = np.where(np.isfinite(mean), -mean if largest else mean, math.inf)
-    return mean.argsort(stable=True).tolist()
+  def diverged(self) -> np.ndarray:
+    """``(settings, seeds)``: whether the training loss is not below its first value."""
+    losses = self.metrics["train loss"]
+    return ~(losses[..., -1] < losses[..., 0])
 
   def best(self, metric: str = "train loss", largest: bool = False) -> int:
-    """Index of the best setting."""
-    return self.ranked(metric, largest)[0]
+    """Index of the best setting by the seeds' mean, of those that never diverged."""
+    mean = self.final(metric).mean(-1)
+    valid = np.isfinite(mean) & ~self.diverged().any(-1)
+    return int(np.where(valid, -mean if largest else mean, math.inf).argmin())
 
   def only(self, index: int) -> "Runs":
     """The runs of one setting."""
@@ -154,7 +154,8 @@ class Compiled:
     outer = jax.vmap(inner, (self.hyper_axes, self.axes, *[None] * 4), (self.axes, 0))
     self.chunk = jax.jit(outer, donate_argnums=1)
     self.fresh = functools.partial(_fresh, task, build)
-    slices = {"train": _slices(task, task.train), "test": _slices(task, task.test)}
+    sets = {"train": task.train, "valid": task.valid, "test": task.test}
+    slices = {name: _slices(task, data) for name, data in sets.items()}
     metrics = functools.partial(_metrics, task, slices)
     self.metrics = jax.jit(jax.vmap(jax.vmap(metrics)))
     self.apart = apart.is_faster()
@@ -196,7 +197,7 @@ class Trainer:
         for setting, seed in each
       )
       return self._progress(points, apart.beside(layout, fresh))
-    order = self._order(0, _WARM_BATCHES)
+    order = self._order(0, self._task.warm_batches)
     return self._progress(
       points, self._each(self._begin)(self._hyper, self._keys, order)
     )
@@ -213,7 +214,8 @@ class Trainer:
     return jax.vmap(inner, (self.compiled.hyper_axes, None, None), self.compiled.axes)
 
   def _progress(self, points: int, carry: Carry) -> Progress:
-    names = jax.eval_shape(self.compiled.metrics, carry.variables)
+    of_data = jax.eval_shape(self.compiled.metrics, carry.variables)
+    names = [*of_data, *exponents.names(carry.state)]
     return Progress(
       carry,
       np.full((*self._shape, self._optimizer.steps_of(self._task)), np.nan, np.float32),
@@ -262,6 +264,7 @@ class Trainer:
       values = apart.join_metrics(apart.each(measured, self._shape), self._shape)
     else:
       values = jax.device_get(self.compiled.metrics(variables))
+    values |= exponents.measured(progress.carry.state)
     for name, value in values.items():
       progress.metrics[name][..., point] = value
 

@@ -1,20 +1,21 @@
 """The image classifiers of the CNN experiments: how long each method trains them."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from benchmarks import models
 from benchmarks.paper import data
 from benchmarks.paper.experiment import Options, Scale
-from benchmarks.paper.tasks import Task, classification
+from benchmarks.paper.rivals import Build, with_schedule
+from benchmarks.paper.tasks import Task, classification, whole_pass
 
 _BATCH = 128
+HEADS = {"resnet": "Dense_0", "vgg": "Dense_2", "vgg16": "Dense_2", "vgg11": "Dense_2"}
+"""The layer of each network that makes logits."""
 
 
 class Length(NamedTuple):
@@ -105,7 +106,8 @@ def task(name: str, options: Options) -> Task:
   steps = plan.lengths.first_order.steps
   images = data.images(plan.dataset, options, half=plan.half)
   augment = functools.partial(data.augment, pad=2 if plan.half else 4)
-  return classification(name, plan.model, images, _BATCH, steps, augment)
+  task = classification(name, plan.model, images, _BATCH, steps, augment)
+  return whole_pass(task) if options.scale == "paper" else task
 
 
 def lengths(name: str, scale: Scale) -> Lengths:
@@ -113,17 +115,10 @@ def lengths(name: str, scale: Scale) -> Lengths:
   return _PLANS[scale][name].lengths
 
 
-def decaying(
-  build: Callable[..., optax.GradientTransformation], every: int
-) -> Callable[..., optax.GradientTransformation]:
-  """``build`` with a rate that falls to a tenth after every ``every`` steps."""
+def decaying(build: Build, every: int) -> Build:
+  """``build`` with rates that fall to a tenth after every ``every`` steps."""
 
-  def schedule(learning_rate: jax.Array, count: jax.Array) -> jax.Array:
-    return learning_rate * jnp.float32(0.1) ** (count // every).astype(jnp.float32)
+  def schedule(rate: jax.Array, count: jax.Array) -> jax.Array:
+    return rate * jnp.float32(0.1) ** (count // every).astype(jnp.float32)
 
-  def with_schedule(
-    learning_rate: jax.Array, **setting: jax.Array
-  ) -> optax.GradientTransformation:
-    return build(functools.partial(schedule, learning_rate), **setting)
-
-  return with_schedule
+  return with_schedule(build, schedule)

@@ -63,7 +63,8 @@ SCHEDULES = {
 
 
 def to_jax(flat, dtype):
-  return jax.tree.map(lambda x: jnp.asarray(x, dtype), trees.nested(flat, SHAPES))
+  rounded = {path: x.astype(dtype) for path, x in flat.items()}
+  return jax.device_put(trees.nested(rounded, SHAPES))  # all leaves at once
 
 
 def transformation(limit, nesterov, scheduled, hyper):

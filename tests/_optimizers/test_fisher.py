@@ -33,7 +33,8 @@ def damping_schedule(count):
 
 
 def to_jax(flat, dtype):
-  return jax.tree.map(lambda x: jnp.asarray(x, dtype), trees.nested(flat))
+  rounded = {path: x.astype(dtype) for path, x in flat.items()}
+  return jax.device_put(trees.nested(rounded))  # all leaves at once
 
 
 def transformation(hyper, **static):

@@ -52,6 +52,7 @@ def finish(process, code=0):
   return printed.splitlines()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(tmp_path):
   """SIGKILL in the middle of training, a checkpoint perhaps half written."""
   whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed", KILLED_AT)

@@ -13,18 +13,24 @@ import optax
 import pytest
 
 import mbf_optax
-from benchmarks.baselines import Factors
+from benchmarks.baselines import Factors, capture
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import (
   apart,
+  autoencoder,
+  cnn,
   comparison,
   data,
+  frequencies,
   graft,
   graph,
   low_rank,
   problems,
   report,
+  rivals,
+  sequence,
   steps,
+  tables,
   vision,
 )
 from benchmarks.paper.checkpoints import Checkpoint
@@ -32,7 +38,8 @@ from benchmarks.paper.comparison import Curve, Outcome
 from benchmarks.paper.curves import curves
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.methods import Optimizer, warm
-from benchmarks.paper.optimizers import OPTIMIZERS, product
+from benchmarks.paper.optimizers import product, with_factors
+from benchmarks.paper.search import Search, half_decades, neighbours, untried
 from benchmarks.paper.training import Runs, Trainer, train
 
 QUICK = Options(scale="quick")
@@ -92,7 +99,9 @@ def test_experiment_runs_and_writes_its_report(name, tmp_path, capsys):
   assert "jax " in text
   assert text.strip() in capsys.readouterr().out
   assert json.loads((tmp_path / f"{name}.json").read_text())["facts"]
-  assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+  pictures = list(tmp_path.glob("*.png"))
+  assert pictures
+  assert all(picture.read_bytes()[1:4] == b"PNG" for picture in pictures)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in RESULTS.glob("*.json")])
@@ -114,23 +123,83 @@ def test_optimizers_are_chosen_by_names_that_exist(capsys):
   for wrong, named in ((["adam", "sgdd"], "sgdd"), (["mbf"], "adam")):
     with pytest.raises(ValueError, match=f"{named} is unknown or missing"):
       Options(optimizers=wrong).chosen(all_of_them)
-  with pytest.raises(SystemExit):
-    command.parse(["theorem", "--optimizers", "adam"])
-  assert "--optimizers goes with autoencoder or cnn" in capsys.readouterr().err
+  with pytest.raises(ValueError, match=r"sgdd is unknown or missing; name any of mbf"):
+    Options(optimizers=["sgdd"]).chosen({"mbf": 2})
+  assert Options(only=["b"]).chosen_tasks({"a": 1, "b": 2}) == {"b": 2}
+  with pytest.raises(ValueError, match="c is unknown; name any of a, b"):
+    Options(only=["c"]).chosen_tasks({"a": 1, "b": 2})
+  for option in ("--optimizers", "--only"):
+    with pytest.raises(SystemExit):
+      command.parse(["theorem", option, "adam"])
+    assert f"{option} does not go with cosine" in capsys.readouterr().err
+
+
+def adams(*rates):
+  """Adam with an open search around rates."""
+  settings = [{"learning_rate": rate} for rate in rates]
+  ladder = [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1e9]
+  return Optimizer(optax.adam, settings, ladders={"learning_rate": ladder})
 
 
 def test_a_record_gives_the_same_tables_and_curves(task):
-  adam = OPTIMIZERS["adam"](product(learning_rate=[1e-3, 1e9]))
-  runs = train(task, adam, seeds=(0, 1), points=3)
-  best = runs.only(0)
-  before = {"adam": Outcome(runs, best, 0.01, Curve.of(best))}
-  after = comparison.restored(report.plain(comparison.record(before)))
+  runs = train(task, adams(1e-3, 1e9), seeds=(0, 1), points=3)
+  better = train(task, adams(1e-2), seeds=(0, 1), points=3)
+  outcomes = {
+    "adam": Outcome(runs, runs.only(0), 0.01, Curve.of(runs.only(0)), ["learning_rate"])
+  }
+  outcomes["mbf_adam"] = Outcome(runs, better, 0.02, Curve.of(better), [], warm=4)
+  after = comparison.restored(report.plain(comparison.record(outcomes)))
   form = {"train loss": "{:.1f}", "test loss": "{:.1f}"}
-  tables = [comparison.comparison_table(each, form) for each in (before, after)]
-  assert tables[0] == tables[1]
+  made = [tables.comparison_section(each, form) for each in (outcomes, after)]
+  assert made[0] == made[1]
+  assert "learning_rate 0.001* | 2     | 1 " in made[0]
   np.testing.assert_allclose(
-    after["adam"].curve.losses, before["adam"].curve.losses, rtol=1e-5
+    after["adam"].curve.losses, outcomes["adam"].curve.losses, rtol=1e-5
   )
+
+
+def test_a_warm_start_counts_as_steps_and_a_difference_is_over_its_error():
+  at, none = np.array([0, 10, 20]), np.zeros((0, 0, 0))
+
+  def outcome(losses, seconds, warm=0):
+    metrics = {"train loss": np.array([losses], float)}
+    runs = Runs([{"learning_rate": 1.0}], none, at, metrics)
+    curve = Curve(at, np.array(losses, float))
+    return Outcome(runs, runs, seconds, curve, [], warm)
+
+  adam = outcome([[8, 4, 2], [8, 6, 4]], 1.0)
+  other = outcome([[8, 3, 1], [8, 3, 2]], 2.0, warm=5)
+  np.testing.assert_allclose(adam.at_the_end("train loss"), [2, 4])
+  np.testing.assert_allclose(other.at_the_end("train loss"), [2, 2.5])
+  np.testing.assert_allclose(other.after_seconds(20, "train loss"), [5.5, 5.5])
+  section = tables.comparison_section(
+    {"adam": adam, "mbf_adam": other}, {"train loss": "{:.2f}"}
+  )
+  # Half of 3 - 2.25 and its error, the root of (2 + 0.125) / 2.
+  assert "| -0.75 (-0.7) | +2.50 (+2.5) " in section
+  assert "| 3.00 ± 1.41 |" in section
+  assert "2.00, 4.00" in section
+
+
+def test_exponents_are_one_minus_the_root_of_persistence(task):
+  optimizer = Optimizer(mbf_optax.mbf_adam, [{"learning_rate": 1e-2}])
+  runs = train(task, optimizer, seeds=(0, 1), points=2)
+
+  @jax.jit
+  def step(params, state, batch):
+    gradient = jax.grad(lambda p: task.loss({"params": p}, batch, None)[0])(params)
+    return mbf_optax.mbf_adam(1e-2).update(gradient, state, params)
+
+  for seed in (0, 1):
+    params = task.init(jax.random.key(seed))["params"]
+    state = mbf_optax.mbf_adam(1e-2).init(params)
+    for rows in steps.batch_rows(task, seed, 0, task.steps):
+      updates, state = step(params, state, task.train[rows])
+      params = optax.apply_updates(params, updates)
+    for path, layer in mbf_optax.metrics(state, params, params).items():
+      found = runs.final(f"exponent of {path}")[0, seed]
+      np.testing.assert_allclose(found, layer.exponent, atol=1e-3)
+      assert runs.metrics[f"exponent of {path}"][0, seed, 0] == 0
 
 
 def test_every_experiment_has_the_interface():
@@ -141,12 +210,16 @@ def test_every_experiment_has_the_interface():
 @pytest.mark.parametrize(
   "optimizers",
   [
-    graft._optimizers("cpu", decay=0.1),
+    autoencoder._optimizers("cpu"),
+    cnn._optimizers("cpu", "resnet"),
+    frequencies.optimizers(frequencies.STARTS["mnist"], "cpu"),
+    graft._optimizers("cpu", "resnet"),
     graph.optimizers(graph.SIZES["cpu"]),
     low_rank._optimizers("cpu", "narrow"),
     low_rank._optimizers("cpu", "wide"),
+    sequence.optimizers(sequence.SIZES["cpu"]),
   ],
-  ids=["graft", "graph", "narrow", "wide"],
+  ids=["autoencoder", "cnn", "frequencies", "graft", "graph", "narrow", "wide", "text"],
 )
 def test_optimizers_that_the_quick_scale_leaves_out_take_their_settings(optimizers):
   """Traced, as in a training, but not compiled."""
@@ -186,9 +259,6 @@ def test_an_optimizer_may_train_for_a_number_of_steps_of_its_own(task):
   assert list(whole.at) == [0, 4, 8]
   assert list(runs.at) == [0, 3, 5]
   np.testing.assert_allclose(runs.losses, whole.losses[..., :5], rtol=1e-6)
-  assert (
-    comparison.work(task, {"adam": shorter}, 3, comparison.Search(seeds=2)) == 5 * 5
-  )
 
 
 def test_chunks_between_points_change_nothing(task):
@@ -258,7 +328,7 @@ def test_warm_start_serves_every_setting(task):
 
 
 def test_kfac_starts_from_the_mean_factors_of_a_pass(task):
-  optimizer = OPTIMIZERS["kfac"](product(learning_rate=[0.1]))
+  optimizer = rivals.optimizer("kfac (1, 20), warm", product(learning_rate=[0.1]))
   state = Trainer(task, optimizer, optimizer.settings, (3,)).start(1).carry.state[0]
   np.testing.assert_array_equal(state.weight, [[1.0]])
   rows = task.train[steps.batch_rows(task, 3, 0, 40).ravel()]
@@ -268,7 +338,7 @@ def test_kfac_starts_from_the_mean_factors_of_a_pass(task):
 
 
 def test_shampoo_starts_from_the_mean_moments_of_a_pass(task):
-  optimizer = OPTIMIZERS["shampoo"](product(learning_rate=[0.1]))
+  optimizer = rivals.optimizer("shampoo (1, 20), warm", product(learning_rate=[0.1]))
   start = Trainer(task, optimizer, optimizer.settings, (3,)).start(1).carry
   state, variables = jax.tree.map(lambda x: x[0, 0] if x.ndim else x, start)[::-1]
   np.testing.assert_array_equal(state[0].weight, 1.0)
@@ -305,10 +375,14 @@ def test_resumed_training_equals_an_uninterrupted_one(task, tmp_path):
 
 
 def test_best_setting_is_never_one_that_diverged():
-  losses = np.array([[[np.nan]], [[3.0]], [[np.inf]], [[2.0]]])
-  runs = Runs([{}] * 4, losses, np.array([1]), {"train loss": losses})
+  losses = np.array([[[4, np.nan]], [[4, 3.0]], [[4, np.inf]], [[4, 2.0]], [[4, 5]]])
+  valid = np.array([1.0, 3, 2, 4, 9])[:, None, None] * np.ones((1, 1, 2))
+  metrics = {"train loss": losses, "valid loss": valid}
+  runs = Runs([{}] * 5, losses, np.array([0, 1]), metrics)
   assert runs.best() == 3
-  assert runs.best(largest=True) == 1
+  assert runs.best("valid loss") == 1
+  assert runs.best("valid loss", largest=True) == 3
+  assert runs.diverged()[:, 0].tolist() == [True, False, True, False, True]
 
 
 def test_curves_lie_inside_the_frame_and_repeat():
@@ -363,20 +437,88 @@ def test_curves_of_one_picture_have_colors_of_their_own():
   assert chosen["adam"] == report.colors(["x", "adam"])["adam"]
 
 
-def test_finals_choose_among_the_best_of_the_search(task, tmp_path):
-  rates = product(learning_rate=[1e-3, 1e-2, 1e-4])
-  search = comparison.Search(seeds=1, finalists=2, final_seeds=3)
-  adam = {"adam": Optimizer(optax.adam, rates)}
-  total = comparison.work(task, adam, 1, search)
-  with comparison.session(QUICK._replace(work=tmp_path), "name", total) as opened:
-    outcome = comparison.compare(task, adam, 1, opened, search)["adam"]
-    assert opened.bar.n == total
-  order = outcome.search.final("train loss")[:, 0].argsort()
-  finals = [train(task, adam["adam"], [rates[i]], seeds=(1, 2, 3)) for i in order[:2]]
-  losses = [runs.final("train loss").mean() for runs in finals]
-  assert outcome.setting == rates[order[np.argmin(losses)]]
-  unseen = train(task, adam["adam"], [outcome.setting], seeds=(4,))
+def test_a_search_tries_every_neighbour_of_its_best(task, tmp_path):
+  search = Search("valid loss", seeds=2)
+  with comparison.session(QUICK._replace(work=tmp_path), "name", 0) as opened:
+    outcome = comparison.compare(task, {"adam": adams(1e-4)}, 2, opened, search)["adam"]
+  tried = [setting["learning_rate"] for setting in outcome.search.settings]
+  # From the first setting up, one by one, to where a step further does not help.
+  assert tried[:3] == [1e-4, 1e-5, 1e-3]
+  best = outcome.setting["learning_rate"]
+  losses = outcome.search.final("valid loss").mean(-1)
+  assert best == tried[int(np.nanargmin(losses))]
+  assert outcome.untried == []
+  ladder = adams().ladders["learning_rate"]
+  place = ladder.index(best)
+  assert {*ladder[place - 1 : place + 2]} <= {*tried}
+  assert len(tried) == len({*tried})
+  unseen = train(task, adams(best), seeds=(2, 3))
   np.testing.assert_allclose(outcome.runs.losses, unseen.losses, rtol=1e-6)
+  alone = train(task, adams(best), seeds=(0, 1), points=1)
+  np.testing.assert_allclose(
+    outcome.search.final("valid loss")[tried.index(best)],
+    alone.final("valid loss")[0],
+    rtol=1e-6,
+  )
+
+
+def test_neighbours_that_were_not_tried_are_named():
+  ladders = {"a": (1.0, 3.0, 10.0), "b": (0.5, 0.9)}
+  start = {"a": 1.0, "b": 0.9}
+  near = [{"a": 3.0, "b": 0.9}, {"a": 1.0, "b": 0.5}]
+  assert neighbours(start, ladders) == near
+  assert untried(start, near, ladders) == []
+  assert untried(start, near[:1], ladders) == ["b"]
+  assert half_decades(3e-3, 1) == (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+
+
+def test_data_to_choose_by_is_neither_trained_on_nor_reported(task):
+  assert len(task.train) == 384
+  assert len(task.valid) == 43
+  rows = [{row.tobytes() for row in part} for part in (task.train, task.valid)]
+  assert not rows[0] & rows[1]
+
+
+def test_shrinkage_and_ratio_are_what_the_rate_makes_of_them():
+  settings = [{"ratio": 0.1, "damping": 0.5, "shrinkage": 0.01}]
+  tx = rivals.optimizer("mbf", settings).build(**settings[0])
+  one = {"kernel": jnp.ones((2, 2))}
+  zero = jax.tree.map(jnp.zeros_like, one)
+  updates, _ = tx.update(zero, tx.init(one), one)
+  np.testing.assert_allclose(updates["kernel"], -0.01, rtol=1e-5)
+  updates, _ = tx.update(one, tx.init(one), zero)
+  alone = mbf_optax.mbf(0.1 * 0.5, 0.5)
+  expected, _ = alone.update(one, alone.init(one), zero)
+  np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-5)
+
+
+def test_kfacs_gradient_is_the_losss_and_its_factors_are_of_sampled_targets():
+  task = problems.convnet(QUICK)
+  variables = task.init(jax.random.key(0))
+  batch = jax.tree.map(lambda x: x[:8], task.train)
+  key = jax.random.key(3)
+
+  def both(params):
+    value, _, gradient, extra = with_factors(task, {"params": params}, batch, key)
+    return value, gradient, extra["factors"]()
+
+  value, gradient, factors = jax.jit(both)(variables["params"])
+  expected = jax.value_and_grad(lambda p: task.loss({"params": p}, batch, key)[0])(
+    variables["params"]
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    (value, gradient),
+    expected,
+  )
+  sampled = capture(
+    lambda p: task.sampled_loss({"params": p}, batch, key), variables["params"]
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    factors,
+    sampled.factors,
+  )
 
 
 def test_trainings_cannot_share_checkpoints(task, tmp_path):
