@@ -2,9 +2,8 @@
 
 Inverses against ``jnp.linalg.inv``; statistics and application of 3x3 blocks in the
 library's packed layout against matrices with the batch leading; a shared layer's
-product by strips against a whole one; passes over a ``low_rank`` history against one in
-half precision; and the update of a 3x3 convolution against a copy of the bytes that it
-must move.
+product by strips against a whole one; and passes over a ``low_rank`` history against
+one in half precision.
 
 python -m benchmarks.cost.kernels
 """
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import mbf_optax
 from benchmarks.paper.report import table
 from mbf_optax._estimators.full import PACKED_LIMIT
 from mbf_optax._linalg import triangles
@@ -156,34 +154,6 @@ def histories(rounds: int, neurons: int = 1000, rank: int = 16, n: int = 785) ->
   return table(titles, rows)
 
 
-def floor(rounds: int, channels: int = 512) -> str:
-  """An update that refreshes nothing, against a copy of the bytes that it moves."""
-  params = {"kernel": jnp.ones((3, 3, channels, channels))}
-  tx = mbf_optax.scale_by_mbf(inverse_update_period=1_000_000)
-  state = tx.init(params)
-  state = state._replace(count=state.count + 1)  # past the refresh of step zero
-  # Gradient, momentum and statistics in, momentum, statistics and direction out; the
-  # inverse is read alone.
-  layer = state.curvature["kernel"]
-  moved = 4 * params["kernel"].nbytes + 2 * layer.statistics.nbytes
-  moved += layer.inverse.nbytes
-  source = jnp.ones(moved // 8)  # a copy reads and writes, four bytes each
-  update = jax.jit(tx.update, donate_argnums=1).lower(params, state).compile()
-  copy = jax.jit(lambda x: x + 1, donate_argnums=0).lower(source).compile()
-  times: dict[str, list[float]] = {"update": [], "copy": []}
-  for _ in range(rounds + 1):
-    start = time.perf_counter()
-    _, state = jax.block_until_ready(update(params, state))
-    times["update"].append(time.perf_counter() - start)
-    start = time.perf_counter()
-    source = jax.block_until_ready(copy(source))
-    times["copy"].append(time.perf_counter() - start)
-  mine, least = (float(np.median(t[1:])) for t in times.values())
-  row = [f"3x3x{channels}x{channels}", f"{moved / 1e6:.0f}", _ms(mine), _ms(least)]
-  titles = ("kernel", "MB moved", "update, ms", "copy, ms", "ratio")
-  return table(titles, [[*row, f"{mine / least:.2f}"]])
-
-
 def _ms(value: float) -> str:
   return f"{1e3 * value:.2f}"
 
@@ -194,7 +164,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=7, help="timings of each piece")
   rounds = parser.parse_args().rounds
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-  for piece in (inverses, layouts, products, histories, floor):
+  for piece in (inverses, layouts, products, histories):
     print(f"\n{piece(rounds)}", flush=True)
 
 

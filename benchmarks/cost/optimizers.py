@@ -63,6 +63,7 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(1,20)": lambda: _mbf(1, 20),
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
+  "mbf_adam(1,1)": lambda: _mbf_adam(1, 1, "auto"),
   "mbf_adam": lambda: _mbf_adam(1, 10, "auto"),
   "mbf_adam one side": lambda: _mbf_adam(1, 10, "shared"),
   "mbf_adam(10,100)": lambda: _mbf_adam(10, 100, "auto"),

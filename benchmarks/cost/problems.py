@@ -49,10 +49,10 @@ def images(model: nn.Module, batch: int = 128, classes: int = 10) -> Problem:
   return Problem(model, inputs, labels, _cross_entropy)
 
 
-def transformer(batch: int = 16, length: int = 256) -> Problem:
-  """A character transformer of four layers of width 256."""
-  tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, 65)
-  return Problem(models.Transformer(), tokens, jnp.roll(tokens, -1, 1), _cross_entropy)
+def language(model: models.Transformer, batch: int, length: int) -> Problem:
+  """A model of tokens, the next one of each as its target."""
+  tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, model.vocabulary)
+  return Problem(model, tokens, jnp.roll(tokens, -1, 1), _cross_entropy)
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -60,7 +60,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
   "resnet32": lambda: images(models.ResNet(32)),
   "resnet110": lambda: images(models.ResNet(110)),
   "vgg16": lambda: images(models.VGG(), classes=100),
-  "transformer": transformer,
+  "transformer": lambda: language(models.Transformer(), 16, 256),
 }
 
 

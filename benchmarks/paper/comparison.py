@@ -237,10 +237,13 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     ],
     "steps": outcome.runs.at,
     "metrics": {
-      name: values[0] if name in searched else values[0].mean(0)
+      name: values[0] if name in searched else report.rounded(values[0].mean(0), 3)
       for name, values in outcome.runs.metrics.items()
     },
-    "curve": {"steps": outcome.curve.steps, "losses": outcome.curve.losses},
+    "curve": {
+      "steps": outcome.curve.steps,
+      "losses": report.rounded(outcome.curve.losses, 4),
+    },
   }
 
 

@@ -104,6 +104,11 @@ def smooth(losses: np.ndarray, window: int = 10) -> np.ndarray:
   return total / counts
 
 
+def rounded(values: np.ndarray, digits: int) -> np.ndarray:
+  """To some significant digits: what a picture shows, in a small file."""
+  return np.vectorize(lambda value: float(f"{value:.{digits}g}"))(values)
+
+
 def log_scale(ax: matplotlib.axes.Axes) -> None:
   """A logarithmic ordinate whose ticks are readable numbers."""
   ax.set_yscale("log")

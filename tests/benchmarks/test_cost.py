@@ -1,12 +1,18 @@
 """Timed steps are of the kinds that they are counted as."""
 
+import functools
+import json
+import pathlib
+import sysconfig
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mbf_optax
-from benchmarks.cost import compilation
+from benchmarks.cost import compilation, device, python_sources
+from benchmarks.cost.loops import Loop, compile_all
 from benchmarks.cost.measure import _at_count, _shares
 from benchmarks.cost.optimizers import Timed
 from mbf_optax._tree.paths import flatten
@@ -69,3 +75,71 @@ def test_every_kind_of_step_does_what_it_is_timed_for(name):
   assert found == pytest.approx(
     {(True, True): 1 / 6, (True, False): 1 / 6, (False, False): 2 / 3}
   )
+
+
+def test_an_update_moves_what_it_changes_twice_and_its_inverses_once():
+  """Of a 3x3 kernel: 9 floats a block, and triangles of 45."""
+  blocks = 4 * 4
+  for tx, moments in (
+    (mbf_optax.scale_by_mbf(), 1),
+    (mbf_optax.scale_by_mbf_adam(), 2),
+  ):
+    start = functools.partial(device._after_a_refresh, tx, (3, 3, 4, 4))
+    floats = 2 * (9 + 9 * moments + 45) * blocks + 45 * blocks
+    assert device._bytes_moved(start) == pytest.approx(4 * floats, rel=0.01)
+
+
+@pytest.mark.promotes
+def test_an_update_that_is_timed_refreshes_nothing():
+  loops = device.update_loops(device.SIZES["small"])
+  for name in ("mbf", "mbf_adam"):
+    gradients, state = loops[f"update of {name}"]._start()
+    changed = jax.tree.map(lambda g: g + 1, gradients)
+    _, after = jax.jit(loops[f"update of {name}"]._function)((changed, state))
+    (before_layer,), (layer,) = (s.curvature.values() for s in (state, after))
+    np.testing.assert_array_equal(layer.inverse, before_layer.inverse)
+    assert not np.array_equal(layer.statistics, before_layer.statistics)
+
+
+def test_what_does_not_compile_in_time_is_left_out_and_named():
+  loop = Loop(lambda: jnp.zeros(3), lambda x: x + 1, period=4)
+  assert compile_all({"late": loop}, seconds=-1.0) == {}
+  size = device.SIZES["small"]._replace(problems={})
+  text = device.tables(size, {"inverse 4 x 65": 2e-3})
+  (row,) = (line for line in text.splitlines() if line.startswith("| 4 x 65"))
+  cells = [cell.strip() for cell in row.split("|")]
+  assert cells[2:4] == ["2.000", "not compiled in time"]
+  assert compile_all({"early": loop}, seconds=60.0).keys() == {"early"}
+  assert loop.seconds(rounds=2, calls=4) > 0
+  times = {"inverse 4 x 65": 3e-3, "cholesky 4 x 65": 2e-3}
+  assert "| 1.50 " in device.tables(size, times)
+
+
+def test_held_out_sources_are_files_of_their_own():
+  train, held_out = python_sources.sources(10**9)
+  content = train.tobytes(), held_out.tobytes()
+  path = pathlib.Path(sysconfig.get_path("stdlib")) / "json" / "decoder.py"
+  assert sum(path.read_bytes() in part for part in content) == 1
+  assert 0.05 < len(held_out) / len(train) < 0.25
+
+
+@pytest.mark.promotes
+def test_the_device_benchmark_times_trains_and_keeps(monkeypatch, tmp_path, capsys):
+  small = device.SIZES["small"]
+  problem = {"autoencoder": small.problems["autoencoder, 8"]}
+  sizes = {"small": small._replace(problems=problem)}
+  monkeypatch.setattr(device, "SIZES", sizes)
+  monkeypatch.setattr(device, "CONTENDERS", ("adam", "mbf_adam"))
+  adams = python_sources.trainings(small.model)["train: adam"]
+  monkeypatch.setattr(
+    python_sources, "trainings", lambda setting: {"train: adam": adams}
+  )
+  device.main(["--size", "small", "--rounds", "1", "--out", str(tmp_path)])
+  record = json.loads((tmp_path / "device.json").read_text())
+  assert record["left out"] == []
+  assert record["seconds"].keys() == record["compile seconds"].keys() - {"train: adam"}
+  losses = record["trainings"]["train: adam"]["loss"]
+  assert losses[-1] < losses[0] < 1.2 * np.log(256)
+  text = (tmp_path / "device.md").read_text()
+  assert text in capsys.readouterr().out
+  assert "autoencoder: mbf_adam" in text

@@ -154,7 +154,7 @@ def test_a_record_gives_the_same_tables_and_curves(task):
   assert made[0] == made[1]
   assert "learning_rate 0.001* | 2     | 1 " in made[0]
   np.testing.assert_allclose(
-    after["adam"].curve.losses, outcomes["adam"].curve.losses, rtol=1e-5
+    after["adam"].curve.losses, outcomes["adam"].curve.losses, rtol=1e-3
   )
 
 
