@@ -61,15 +61,16 @@ def neighbours(setting: Setting, ladders: Ladders) -> list[Setting]:
 
 
 def untried(setting: Setting, tried: Sequence[Setting], ladders: Ladders) -> list[str]:
-  """Hyperparameters in which a neighbour of the setting was not tried."""
-  return sorted(
-    {
-      name
-      for near in neighbours(setting, ladders)
-      for name in near
-      if near[name] != setting[name] and near not in tried
-    }
-  )
+  """Hyperparameters in which a step up or down was not tried.
+
+  A value at the end of its ladder has no further step, and is named too.
+  """
+  found = []
+  for name, ladder in ladders.items():
+    near = [s for s in neighbours(setting, {name: ladder}) if s in tried]
+    if len(near) < 2:
+      found.append(name)
+  return found
 
 
 def searched(

@@ -12,8 +12,8 @@ from benchmarks.paper.comparison import Outcome
 COUNTS = 2.0
 PROTOCOL = (
   "Mean ± standard deviation (ddof = 1) over seeds that the search has not seen."
-  " Settings are chosen by held-out data that is not reported, and every neighbour of"
-  " the best one was tried; `*` marks a hyperparameter where one was not. A warm start"
+  " Settings are chosen by held-out data that is not reported, and a step up and down"
+  " from the best one was tried in each value; `*` marks where there was none. A warm start"
   " counts as 40 steps. In brackets: the difference over its standard error; it counts"
   f" from {COUNTS:g} on, which was set before the runs."
 )
@@ -74,6 +74,8 @@ def _beside(
 
   def difference(mine: np.ndarray, others: np.ndarray) -> str:
     apart = mine.mean() - others.mean()
+    if not np.isfinite(apart):
+      return "NaN"
     return f"{_signed(form, apart)} ({apart / _error(mine, others):+.1f})"
 
   own = outcomes[name]

@@ -467,8 +467,11 @@ def test_neighbours_that_were_not_tried_are_named():
   start = {"a": 1.0, "b": 0.9}
   near = [{"a": 3.0, "b": 0.9}, {"a": 1.0, "b": 0.5}]
   assert neighbours(start, ladders) == near
-  assert untried(start, near, ladders) == []
-  assert untried(start, near[:1], ladders) == ["b"]
+  assert untried(start, near, ladders) == ["a", "b"]  # both at an end
+  inner = {"a": 3.0, "b": 0.9}
+  around = neighbours(inner, ladders)
+  assert untried(inner, around, {"a": ladders["a"]}) == []
+  assert untried(inner, around[1:], {"a": ladders["a"]}) == ["a"]
   assert half_decades(3e-3, 1) == (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 
 
