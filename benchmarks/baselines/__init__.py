@@ -11,7 +11,6 @@ from benchmarks.baselines.grafted import (
   momentum_adam,
   on_adam,
   shampoo_adam,
-  soap_adam,
 )
 from benchmarks.baselines.kfac import (
   Factors,
@@ -45,5 +44,4 @@ __all__ = [
   "shampoo",
   "shampoo_adam",
   "soap",
-  "soap_adam",
 ]

@@ -12,7 +12,6 @@ import optax
 from benchmarks.baselines import common
 from benchmarks.baselines.kfac import scale_by_kfac
 from benchmarks.baselines.shampoo import scale_by_shampoo
-from benchmarks.baselines.soap import scale_by_soap
 from mbf_optax import graft, scale_by_mbf
 
 Lengths = Literal["layer", "block"]
@@ -89,14 +88,4 @@ def kfac_adam(
 ) -> optax.GradientTransformationExtraArgs:
   """KFAC at Adam's length; ``settings`` are those of ``scale_by_kfac``."""
   direction = scale_by_kfac(**settings)
-  return on_adam(direction, learning_rate, weight_decay=weight_decay)
-
-
-def soap_adam(
-  learning_rate: optax.ScalarOrSchedule,
-  weight_decay: jax.typing.ArrayLike = 0.0,
-  **settings: Any,
-) -> optax.GradientTransformationExtraArgs:
-  """SOAP at Adam's length; ``settings`` are those of ``scale_by_soap``."""
-  direction = scale_by_soap(**settings)
   return on_adam(direction, learning_rate, weight_decay=weight_decay)

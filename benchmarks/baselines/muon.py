@@ -16,6 +16,7 @@ def muon(
   learning_rate: optax.ScalarOrSchedule,
   other_learning_rate: optax.ScalarOrSchedule | None = None,
   weight_decay: jax.typing.ArrayLike = 0.0,
+  other_weight_decay: jax.typing.ArrayLike | None = None,
   head: str | None = None,
 ) -> optax.GradientTransformation:
   """``optax.contrib.muon`` that reads every kernel as a matrix from inputs to outputs.
@@ -27,16 +28,19 @@ def muon(
   Args:
     learning_rate: of the matrices.
     other_learning_rate: of all others; ``None`` is the same.
-    weight_decay: decoupled.
+    weight_decay: decoupled, of the matrices.
+    other_weight_decay: of all others; ``None`` is the same.
     head: name of the outermost module that makes logits; ``None`` is no such module.
 
   Returns:
     The transformation.
   """
+  if other_weight_decay is None:
+    other_weight_decay = weight_decay
   return optax.contrib.muon(
     learning_rate,
     weight_decay=weight_decay,
-    adam_weight_decay=weight_decay,
+    adam_weight_decay=other_weight_decay,
     adam_learning_rate=other_learning_rate,
     muon_weight_dimension_numbers=functools.partial(matrices, head=head),
   )

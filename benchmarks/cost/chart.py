@@ -36,7 +36,8 @@ CONTENDERS = {
   "mbf": Optimizer(mbf_optax.mbf, [{"learning_rate": 1e-4, "damping": 3e-4}]),
   "mbf_adam": Optimizer(mbf_optax.mbf_adam, [{"learning_rate": RATE}]),
 }
-"""muon and mbf have the settings that benchmarks/paper/results/autoencoder.md found."""
+"""muon and mbf have settings near those that benchmarks/paper/results/autoencoder.md
+found for a smaller network."""
 
 
 TIMED = {

@@ -24,14 +24,15 @@ import optax
 import mbf_optax
 from benchmarks import models
 from benchmarks.cost import python_sources
-from benchmarks.cost.loops import Loop, compile_all
-from benchmarks.cost.optimizers import OPTIMIZERS, Timed
+from benchmarks.cost.loops import Loop, attempt, compile_all
+from benchmarks.cost.optimizers import OPTIMIZERS, Timed, muon
 from benchmarks.cost.problems import Problem, autoencoder, images, language
 from benchmarks.cost.report import environment
 from benchmarks.paper.report import table
 from mbf_optax._estimators.full import PACKED_LIMIT
 from mbf_optax._linalg import groups, methods, triangles
 
+REPEATS = 10
 CONTENDERS = ("adam", "muon", "mbf", "mbf(1,1)", "mbf_adam", "mbf_adam(1,1)")
 
 
@@ -88,8 +89,8 @@ def inverse_loops(size: Size) -> dict[str, Loop]:
   loops = {}
   for batch, n in size.inverses:
     start = functools.partial(_matrices, batch, n)
-    loops[f"inverse {batch} x {n}"] = Loop(start, _inverse_step)
-    loops[f"cholesky {batch} x {n}"] = Loop(start, _cholesky_step)
+    loops[f"inverse {batch} x {n}"] = Loop(start, _inverse_step, repeats=REPEATS)
+    loops[f"cholesky {batch} x {n}"] = Loop(start, _cholesky_step, repeats=REPEATS)
   return loops
 
 
@@ -130,10 +131,11 @@ def update_loops(size: Size) -> dict[str, Loop]:
     ("mbf_adam", mbf_optax.scale_by_mbf_adam(inverse_update_period=1_000_000)),
   ):
     start = functools.partial(_after_a_refresh, tx, shape)
-    loops[f"update of {name}"] = Loop(start, functools.partial(_update_step, tx))
+    step = functools.partial(_update_step, tx)
+    loops[f"update of {name}"] = Loop(start, step, repeats=REPEATS)
     moved = _bytes_moved(start)
-    copy = Loop(functools.partial(jnp.ones, moved // 8), lambda x: x + 1)
-    loops[f"copy for {name}"] = copy
+    ones = functools.partial(jnp.ones, moved // 8)
+    loops[f"copy for {name}"] = Loop(ones, lambda x: x + 1, repeats=REPEATS)
   return loops
 
 
@@ -150,7 +152,8 @@ def _after_a_refresh(
 
 def _update_step(tx: optax.GradientTransformation, carry: tuple) -> tuple:
   gradients, state = carry
-  return tx.update(gradients, state, gradients)
+  _, state = tx.update(gradients, state, gradients)
+  return gradients, state
 
 
 def _bytes_moved(start: Callable[[], tuple[Any, Any]]) -> int:
@@ -166,9 +169,9 @@ def step_loops(size: Size) -> dict[str, Loop]:
   """Whole training steps of every problem and contender."""
   loops = {}
   for title, (make, half) in size.problems.items():
-    problem = jax.tree.map(lambda x: x, make())
+    problem = make()
     for name in CONTENDERS:
-      timed = OPTIMIZERS[name]()
+      timed = muon(problem.head) if name == "muon" else OPTIMIZERS[name]()
       loops[f"{title}: {name}"] = Loop(
         functools.partial(_beginning, problem, timed),
         functools.partial(_training_step, problem, timed, half),
@@ -199,8 +202,8 @@ def _training_step(problem: Problem, timed: Timed, half: bool, carry: tuple) -> 
   return optax.apply_updates(params, updates), mutable, state
 
 
-def tables(size: Size, times: Mapping[str, float]) -> str:
-  """What was timed, as ratios."""
+def tables(size: Size, times: Mapping[str, float], failed: Mapping[str, str]) -> str:
+  """What was timed, as ratios, and what was not, with the reason."""
   inverses = [
     _row(f"{b} x {n}", times, f"inverse {b} x {n}", f"cholesky {b} x {n}")
     for b, n in size.inverses
@@ -217,6 +220,7 @@ def tables(size: Size, times: Mapping[str, float]) -> str:
   packed = "up to 16, a copy instead"
   return "\n\n".join(
     [
+      *(f"{name}: {reason}" for name, reason in failed.items()),
       table(("matrices", "inverse, ms", f"Cholesky ({packed}), ms", "ratio"), inverses),
       table(("3x3 kernels", "update, ms", "copy of its bytes, ms", "ratio"), updates),
       table(("training step", "ms", "Adam's, ms", "ratio"), steps),
@@ -226,7 +230,7 @@ def tables(size: Size, times: Mapping[str, float]) -> str:
 
 def _row(title: str, times: Mapping[str, float], mine: str, other: str) -> list[str]:
   pair = [times.get(name) for name in (mine, other)]
-  cells = ["not compiled in time" if t is None else f"{1e3 * t:.3f}" for t in pair]
+  cells = ["" if t is None else f"{1e3 * t:.3f}" for t in pair]
   ratio = "" if None in pair else f"{pair[0] / pair[1]:.2f}"
   return [title, *cells, ratio]
 
@@ -239,44 +243,59 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument("--size", choices=SIZES, default="full")
   parser.add_argument("--rounds", type=int, default=5, help="timings of each program")
   parser.add_argument(
-    "--compile-seconds", type=float, default=210, help="left out after that"
+    "--compile-seconds", type=float, default=180, help="nothing is begun after that"
   )
   parser.add_argument(
-    "--seconds", type=float, default=450, help="no training starts after that"
+    "--seconds", type=float, default=420, help="nothing is timed after that"
   )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
   options = parser.parse_args(arguments)
   begun, size = time.perf_counter(), SIZES[options.size]
 
+  def is_late() -> bool:
+    return time.perf_counter() - begun > options.seconds
+
   trainings = python_sources.trainings(size.model)
-  loops = inverse_loops(size) | update_loops(size)
+  # The dearest programs first, since some may be left out.
+  loops = dict(reversed(step_loops(size).items()))
   loops |= {name: training.loop for name, training in trainings.items()}
-  loops |= step_loops(size)
-  compiled = compile_all(loops, options.compile_seconds)
+  loops |= update_loops(size) | inverse_loops(size)
+  compiled, failed = compile_all(loops, options.compile_seconds)
   print(f"compiled {len(compiled)} of {len(loops)}", flush=True)
-  times = {
-    name: loops[name].seconds(options.rounds, calls=20)
-    for name in compiled
-    if name not in trainings
-  }
-  text = tables(size, times)
-  print(text, flush=True)
-  losses = {}
-  for name, training in trainings.items():
-    if name in compiled and time.perf_counter() - begun < options.seconds:
-      losses[name] = training.run()
-  trained = python_sources.table_of(losses)
-  print(f"\n{trained}")
   options.out.mkdir(parents=True, exist_ok=True)
-  record = environment() | {
-    "seconds": times,
-    "compile seconds": compiled,
-    "trainings": losses,
-    "left out": [name for name in loops if name not in compiled],
-    "minutes": (time.perf_counter() - begun) / 60,
-  }
-  (options.out / "device.json").write_text(json.dumps(record, indent=1) + "\n")
-  (options.out / "device.md").write_text(f"{text}\n\n{trained}\n")
+  times: dict[str, float] = {}
+  losses: dict[str, dict[str, list[float]]] = {}
+
+  def keep() -> str:
+    text = f"{tables(size, times, failed)}\n\n{python_sources.table_of(losses)}\n"
+    record = environment() | {
+      "seconds": times,
+      "compile seconds": compiled,
+      "trainings": losses,
+      "left out": failed,
+      "minutes": (time.perf_counter() - begun) / 60,
+    }
+    (options.out / "device.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "device.md").write_text(text)
+    return text
+
+  for name in [*reversed(compiled)]:
+    if name in trainings:
+      continue
+    if is_late():
+      failed[name] = "not timed in time"
+      continue
+    measure = functools.partial(loops[name].seconds, options.rounds, calls=20)
+    found = attempt(measure, failed, name)
+    if found is not None:
+      times[name] = found
+  keep()
+  for name, training in trainings.items():
+    if name in compiled and not is_late():
+      found = attempt(training.run, failed, name)
+      losses |= {} if found is None else {name: found}
+      keep()
+  print(keep())
 
 
 if __name__ == "__main__":

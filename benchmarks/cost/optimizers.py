@@ -51,12 +51,17 @@ def low_rank(rank: int) -> Timed:
   return _mbf(1, 1, "low_rank", rank)
 
 
+def muon(head: str | None = None) -> Timed:
+  """Muon; Adam has the layer named ``head``."""
+  return Timed(baselines.muon(_RATE, head=head))
+
+
 Factory = Callable[[], Timed]
 
 OPTIMIZERS: dict[str, Factory] = {
   "adam": lambda: Timed(optax.adam(_RATE)),
   "sgd": lambda: Timed(optax.sgd(_RATE)),
-  "muon": lambda: Timed(baselines.muon(_RATE)),
+  "muon": muon,
   "mbf(1,1)": lambda: _mbf(1, 1),
   "mbf": lambda: _mbf(1, 2),
   "mbf(1,5)": lambda: _mbf(1, 5),

@@ -19,12 +19,14 @@ class Problem(NamedTuple):
     inputs: one batch of inputs.
     targets: one batch of targets.
     loss: from outputs and targets to a scalar.
+    head: name of the layer that makes logits, if there is one.
   """
 
   model: nn.Module
   inputs: jax.Array
   targets: jax.Array
   loss: Callable[[jax.Array, jax.Array], jax.Array]
+  head: str | None = None
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -46,13 +48,14 @@ def images(model: nn.Module, batch: int = 128, classes: int = 10) -> Problem:
   keys = jax.random.split(jax.random.key(0))
   inputs = jax.random.normal(keys[0], (batch, 32, 32, 3))
   labels = jax.random.randint(keys[1], (batch,), 0, classes)
-  return Problem(model, inputs, labels, _cross_entropy)
+  head = "Dense_2" if isinstance(model, models.VGG) else "Dense_0"
+  return Problem(model, inputs, labels, _cross_entropy, head)
 
 
 def language(model: models.Transformer, batch: int, length: int) -> Problem:
   """A model of tokens, the next one of each as its target."""
   tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, model.vocabulary)
-  return Problem(model, tokens, jnp.roll(tokens, -1, 1), _cross_entropy)
+  return Problem(model, tokens, jnp.roll(tokens, -1, 1), _cross_entropy, "Dense_0")
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {

@@ -62,7 +62,9 @@ def run(options: Options) -> Report:
   search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
   seeds = _SEEDS[options.scale]
   return of_record(
-    comparison.experiment(options, "autoencoder", tasks, optimizers, seeds, search)
+    comparison.experiment(
+      options, "autoencoder", tasks, optimizers, seeds, search, needed=("adam",)
+    )
   )
 
 
@@ -83,7 +85,7 @@ def _text(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     metrics = {"train loss": form, "test loss": form}
     parts += [f"### {name}", tables.comparison_section(results, metrics)]
     parts += [_beside_the_papers(PAPER[name], results)]
-  parts += [tables.PROTOCOL, "FACES and CURVES are reconstructions."]
+  parts += [tables.protocol(outcomes), "FACES and CURVES are reconstructions."]
   return "\n\n".join(parts)
 
 
@@ -98,10 +100,10 @@ def _beside_the_papers(
     return f"{100 * (loss / adam - 1):+.1f} %" if np.isfinite(loss) else "NaN"
 
   adam = results["adam"].at_the_end("train loss").mean()
-  adam_seconds = results["adam"].seconds * results["adam"].steps
+  seconds = tables.shortest(results)
   rows = []
   for name, outcome in results.items():
-    in_time = outcome.after_seconds(adam_seconds, "train loss").mean()
+    in_time = outcome.after_seconds(seconds, "train loss").mean()
     printed = paper.get(_PAPERS_NAMES.get(name, name))
     rows.append(
       [

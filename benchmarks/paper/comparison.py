@@ -8,8 +8,10 @@ its seconds.
 
 import contextlib
 import functools
+import hashlib
+import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.measure import seconds_per_step
 from benchmarks.paper.methods import Optimizer, Setting
-from benchmarks.paper.search import Search, searched, untried
+from benchmarks.paper.search import Search, grid, searched, untried
 from benchmarks.paper.tasks import Task
 from benchmarks.paper.training import Runs, train
 
@@ -106,8 +108,16 @@ class Session:
   ) -> Runs:
     """:func:`benchmarks.paper.training.train`, with checkpoints under ``label``."""
     self.bar.set_description(f"{task.name}, {label}")
+    runs = len(arguments.get("settings", optimizer.settings))
+    runs *= len(arguments.get("seeds", (0,)))
+    self.bar.total = max(self.bar.total, self.bar.n + runs * optimizer.steps_of(task))
     folder = pathlib.Path(self.options.work) / "checkpoints" / self.name
-    folder = folder / self.options.scale / f"{task.name}-{label}".replace(" ", "_")
+    # Not those of another search under the same label.
+    told = [optimizer.settings, optimizer.steps_of(task), arguments]
+    text = json.dumps(told, sort_keys=True, default=list)
+    tag = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{task.name}-{label}-{tag}".replace(" ", "_")
+    folder = folder / self.options.scale / name
     if folder in self._folders:
       raise ValueError(f"{task.name}, {label}: two trainings would share {folder}.")
     self._folders.add(folder)
@@ -174,7 +184,7 @@ def compare(
       runs[name],
       seconds[name],
       Curve.of(runs[name]),
-      untried(best, tries, optimizer.ladders),
+      untried(best, tries, optimizer.ladders or grid(tries)),
       0 if optimizer.prepare is None else task.warm_batches,
     )
   return outcomes
@@ -188,6 +198,7 @@ def experiment(
   seeds: int,
   search: Search,
   points: int = 10,
+  needed: Collection[str] = (),
 ) -> dict[str, Any]:
   """The record of a comparison on several tasks.
 
@@ -199,12 +210,13 @@ def experiment(
     seeds: runs with the chosen settings.
     search: how settings are chosen.
     points: how many times metrics are taken in a run.
+    needed: optimizers without which there is no report.
 
   Returns:
     What :func:`restored` reads, by task.
   """
   tasks = options.chosen_tasks(tasks)
-  taking_part = {task: options.chosen(optimizers[task]) for task in tasks}
+  taking_part = {task: options.chosen(optimizers[task], needed) for task in tasks}
   total = sum(
     o.steps_of(task) * (len(o.settings) * search.seeds + seeds)
     for n, task in tasks.items()

@@ -21,7 +21,7 @@ def run(options: Options) -> Report:
   tasks = vision.tasks(options)
   optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
-  search = Search("valid accuracy", largest=True)
+  search = Search("valid accuracy", True, problems.SEARCH_SEEDS[options.scale])
   return of_record(
     comparison.experiment(options, "conv_average", tasks, optimizers, seeds, search)
   )
@@ -33,10 +33,10 @@ def of_record(record: Mapping[str, Any]) -> Report:
   metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}
   parts = []
   for name, results in outcomes.items():
-    section = tables.comparison_section(results, metrics, ["mbf"], budget="mbf")
+    section = tables.comparison_section(results, metrics, ["mbf"])
     parts.append(f"### {name}\n\n{section}")
   figure = tables.comparison_figure(outcomes, ["test accuracy"])
-  text = "\n\n".join([*parts, tables.PROTOCOL])
+  text = "\n\n".join([*parts, tables.protocol(outcomes)])
   return Report(text, dict(record), {"loss": figure})
 
 

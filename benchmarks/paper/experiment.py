@@ -1,7 +1,7 @@
 """What an experiment is given, and what it gives back."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
@@ -31,16 +31,16 @@ class Options(NamedTuple):
   optimizers: list[str] | None = None
   only: list[str] | None = None
 
-  def chosen(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the optimizers that take part; adam has to, as seconds are its."""
+  def chosen(
+    self, optimizers: Mapping[str, Any], needed: Collection[str] = ()
+  ) -> dict[str, Any]:
+    """Those of the optimizers that take part, the needed ones among them."""
     wanted = list(optimizers) if self.optimizers is None else self.optimizers
-    needed = {"adam"} & {*optimizers}
-    wrong = sorted({*wanted} - {*optimizers} | needed - {*wanted})
+    wrong = sorted({*wanted} - {*optimizers} | {*needed} - {*wanted})
     if wrong:
-      remedy = "name adam and any of" if needed else "name any of"
+      remedy = f"name {' and '.join([*needed, 'any'])} of {', '.join(optimizers)}"
       raise ValueError(
         f"--optimizers: {', '.join(wrong)} is unknown or missing; {remedy}"
-        f" {', '.join(optimizers)}"
       )
     return {name: o for name, o in optimizers.items() if name in wanted}
 

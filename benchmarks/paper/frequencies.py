@@ -38,8 +38,9 @@ def run(options: Options) -> Report:
   tasks = {name: _task(name, options) for name in _TASKS[options.scale]}
   grids = {name: optimizers(STARTS[name], options.scale) for name in tasks}
   seeds = problems.SEEDS[options.scale]
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
   return of_record(
-    comparison.experiment(options, "frequencies", tasks, grids, seeds, Search())
+    comparison.experiment(options, "frequencies", tasks, grids, seeds, search)
   )
 
 
@@ -49,13 +50,13 @@ def of_record(record: Mapping[str, Any]) -> Report:
   metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
   parts = []
   for name, found in outcomes.items():
-    section = tables.comparison_section(found, metrics, [REFERENCE], budget=REFERENCE)
+    section = tables.comparison_section(found, metrics, [REFERENCE])
     parts.append(f"### {name}\n\n{section}")
   cold = {
     name: {key: o for key, o in found.items() if key.endswith("cold")}
     for name, found in outcomes.items()
   }
-  text = "\n\n".join([*parts, tables.PROTOCOL])
+  text = "\n\n".join([*parts, tables.protocol(outcomes)])
   return Report(text, dict(record), {"loss": tables.comparison_figure(cold)})
 
 

@@ -50,8 +50,9 @@ def run(options: Options) -> Report:
   tasks = options.chosen_tasks(_tasks(options))
   optimizers = {name: _optimizers(options.scale, name) for name in tasks}
   seeds = problems.SEEDS[options.scale]
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
   compared = comparison.experiment(
-    options, "graft", tasks, optimizers, seeds, Search(), points=10
+    options, "graft", tasks, optimizers, seeds, search, needed=("adam", "mbf_adam")
   )
   total = sum(task.steps * _varied(n, options.scale) for n, task in tasks.items())
   variants = {}
@@ -77,7 +78,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
     "exponents": tables.exponents_figure(outcomes),
     "variants": _figure(variants),
   }
-  return Report("\n\n".join([*parts, tables.PROTOCOL]), dict(record), figures)
+  return Report("\n\n".join([*parts, tables.protocol(outcomes)]), dict(record), figures)
 
 
 def _tasks(options: Options) -> dict[str, Task]:

@@ -26,7 +26,6 @@ DECAY = 5e-4  # of the first layer, in the loss
 MEASURED = 60, 15  # steps, and steps between measurements, of the alignment
 METRICS = {
   "test accuracy": "{:.3f}",
-  "valid accuracy": "{:.3f}",
   "test loss": "{:.3f}",
   "train loss": "{:.3f}",
 }
@@ -82,7 +81,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
   outcomes = comparison.of_tasks(record["compared"])
   parts = [
     tables.comparison_section(outcomes["cora"], METRICS),
-    tables.PROTOCOL,
+    tables.protocol(outcomes),
     _alignment_table(record["alignment"]),
   ]
   figures = {
@@ -158,6 +157,8 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
     start = STARTS[name]
     settings = rivals.around(start) if size.rounds else [start]
     fixed = {"partition": partitions[name]} if name in partitions else {}
+    if name == "muon":
+      fixed["head"] = "GraphConvolution_1"
     found[name] = rivals.optimizer(name.partition(",")[0], settings, **fixed)
   return found
 

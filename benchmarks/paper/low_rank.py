@@ -59,7 +59,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
     section = tables.comparison_section(results, metrics, references)
     parts.append(f"### {name} autoencoder on MNIST\n\n{section}")
   figure = tables.comparison_figure(outcomes)
-  text = "\n\n".join([*parts, tables.PROTOCOL])
+  text = "\n\n".join([*parts, tables.protocol(outcomes)])
   return Report(text, dict(record), {"loss": figure})
 
 

@@ -40,10 +40,10 @@ def of_record(record: Mapping[str, Any]) -> Report:
     metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
     if name == "convnet":
       metrics["test accuracy"] = "{:.3f}"
-    section = tables.comparison_section(results, metrics, ["mbf"], budget="mbf")
+    section = tables.comparison_section(results, metrics, ["mbf"])
     parts.append(f"### {name}\n\n{section}")
   figure = tables.comparison_figure(outcomes, ["test loss"])
-  text = "\n\n".join([*parts, tables.PROTOCOL])
+  text = "\n\n".join([*parts, tables.protocol(outcomes)])
   return Report(text, dict(record), {"loss": figure})
 
 

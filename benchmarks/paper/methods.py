@@ -34,19 +34,21 @@ def empirical(
 def with_sampled(
   task: Task, variables: Variables, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Variables, optax.Updates, dict[str, Any]]:
-  """``empirical``, and the gradient at sampled targets that MBF-True asks for."""
-  loss_key, sample_key = jax.random.split(key)
-  value, mutable, gradient, _ = empirical(task, variables, batch, loss_key)
-  sampled = jax.grad(sampled_loss(task, variables, batch, sample_key))
-  extra = {"curvature_gradients": sampled(variables["params"])}
-  return value, mutable, gradient, extra
+  """``empirical``, and the gradient at sampled targets that MBF-True asks for.
 
+  One forward pass serves both.
+  """
+  forward_key, sample_key = jax.random.split(key)
+  likelihood = task.likelihood
 
-def sampled_loss(
-  task: Task, variables: Variables, batch: Batch, key: jax.Array
-) -> Callable[[optax.Params], jax.Array]:
-  """The loss at targets drawn from the network, as a function of its parameters."""
-  return lambda params: task.sampled_loss({**variables, "params": params}, batch, key)
+  def outputs(params: optax.Params) -> tuple[jax.Array, Variables]:
+    return likelihood.outputs({**variables, "params": params}, batch, forward_key)
+
+  found, pull, mutable = jax.vjp(outputs, variables["params"], has_aux=True)
+  value, cotangent = jax.value_and_grad(likelihood.error)(found, batch)
+  sampled = jax.grad(likelihood.sampled_error)(found, sample_key)
+  (gradient,), (other,) = pull(cotangent), pull(sampled)
+  return value, mutable, gradient, {"curvature_gradients": other}
 
 
 def warm(

@@ -64,8 +64,11 @@ def _warm_by(field: str, measure: Callable[..., Any]) -> Callable[..., Any]:
   ) -> optax.OptState:
     del tx
     entry = jax.jit(functools.partial(measure, task))
-    found = [entry(variables, b, jax.random.key(i)) for i, b in enumerate(batches)]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    total, count = None, 0
+    for count, batch in enumerate(batches, 1):
+      found = entry(variables, batch, jax.random.key(count))
+      total = found if total is None else optax.tree.add(total, found)
+    mean = optax.tree.scale(1 / count, total)
     return optax.tree.set(state, **{field: mean}, weight=jnp.ones(()))
 
   return prepare

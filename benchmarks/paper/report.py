@@ -1,10 +1,12 @@
 """Tables in Markdown, curves with bands, and plain JSON."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import matplotlib
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
@@ -19,7 +21,6 @@ COLORS = {
   "soap": "tab:pink",
   "mbf": "tab:orange",
   "mbf_adam": "tab:red",
-  "mbf_adam (1, 2)": "tab:pink",
   "mbf_true": "tab:olive",
   "mbf averaged": "tab:olive",
   "momentum on adam": "tab:cyan",
@@ -34,11 +35,13 @@ def colors(names: Collection[str]) -> dict[str, str]:
   """Colours for the curves of one picture, the same in every picture where they can.
 
   Args:
-    names: of the curves; at most as many of them may be absent from ``COLORS`` as the
-      others leave free of ten.
+    names: of the curves. Beyond the ten colours that tell curves apart best, lighter
+      ones follow, and then colours repeat.
   """
   known = {name: COLORS[name] for name in names if name in COLORS}
-  free = (color for color in TABLEAU_COLORS if color not in known.values())
+  lighter = [matplotlib.colormaps["tab20"](place) for place in range(1, 20, 2)]
+  rest = [color for color in TABLEAU_COLORS if color not in known.values()] + lighter
+  free = itertools.cycle(rest)
   return {name: known[name] if name in known else next(free) for name in names}
 
 
@@ -89,7 +92,8 @@ def curve(
   **style: Any,
 ) -> None:
   """Draws the mean of ``(seeds, points)`` with a band of one standard deviation."""
-  mean, deviation = values.mean(0), values.std(0)
+  mean = values.mean(0)
+  deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
   (line,) = ax.plot(x, mean, label=label, color=color, linewidth=1.4, **style)
   ax.fill_between(
     x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, lw=0

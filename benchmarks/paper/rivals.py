@@ -189,8 +189,10 @@ def by_shrinkage(build: Build) -> Build:
   def built(
     learning_rate: jax.Array, shrinkage: jax.Array, **setting: jax.Array
   ) -> optax.GradientTransformation:
-    decay = shrinkage / learning_rate
-    return build(learning_rate=learning_rate, weight_decay=decay, **setting)
+    decays = {"weight_decay": shrinkage / learning_rate}
+    if "other_learning_rate" in setting:
+      decays["other_weight_decay"] = shrinkage / setting["other_learning_rate"]
+    return build(learning_rate=learning_rate, **decays, **setting)
 
   return built
 

@@ -24,7 +24,7 @@ class Search(NamedTuple):
     metric: that decides, at the end of the runs.
     largest: whether it is better the larger it is.
     seeds: runs with every setting, from seed 0 on. A setting that diverges from one of
-      them is not chosen.
+      them is not chosen, unless all do.
     rounds: how many times neighbours are tried.
   """
 
@@ -68,9 +68,14 @@ def untried(setting: Setting, tried: Sequence[Setting], ladders: Ladders) -> lis
   found = []
   for name, ladder in ladders.items():
     near = [s for s in neighbours(setting, {name: ladder}) if s in tried]
-    if len(near) < 2:
+    if len(near) < 2 <= len(ladder):
       found.append(name)
   return found
+
+
+def grid(settings: Sequence[Setting]) -> Ladders:
+  """The values of a grid of settings, as ladders that go no further."""
+  return {name: sorted({s[name] for s in settings}) for name in settings[0]}
 
 
 def searched(

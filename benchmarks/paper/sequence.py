@@ -17,7 +17,7 @@ import optax
 
 import mbf_optax
 from benchmarks.models import Transformer
-from benchmarks.paper import comparison, data, rivals, tables, tasks
+from benchmarks.paper import comparison, data, problems, rivals, tables, tasks
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.methods import Optimizer, Setting
 from benchmarks.paper.report import table
@@ -65,13 +65,11 @@ def run(options: Options) -> Report:
   size = SIZES[options.scale]
   text = data.text(options)
   networks = _networks(len(text.vocabulary), size)
-  problems = {name: _task(name, networks[name], text, size) for name in size.networks}
-  grids = dict.fromkeys(problems, optimizers(size))
-  search = Search(rounds=size.rounds)
+  found = {name: _task(name, networks[name], text, size) for name in size.networks}
+  grids = dict.fromkeys(found, optimizers(size))
+  search = Search(seeds=problems.SEARCH_SEEDS[options.scale], rounds=size.rounds)
   return of_record(
-    comparison.experiment(
-      options, "sequence", problems, grids, size.seeds, search, POINTS
-    )
+    comparison.experiment(options, "sequence", found, grids, size.seeds, search, POINTS)
   )
 
 
@@ -82,7 +80,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
     f"### {name}\n\n{tables.comparison_section(found, METRICS)}"
     for name, found in outcomes.items()
   ]
-  parts += [tables.PROTOCOL, f"How the GRU is read:\n\n{_readings()}"]
+  parts += [tables.protocol(outcomes), f"How the GRU is read:\n\n{_readings()}"]
   figures = {
     "loss": tables.comparison_figure(outcomes, ("test loss",)),
     "exponents": tables.exponents_figure(outcomes),

@@ -10,21 +10,29 @@ from benchmarks.paper import exponents, report
 from benchmarks.paper.comparison import Outcome
 
 COUNTS = 2.0
-PROTOCOL = (
-  "Mean ± standard deviation (ddof = 1) over seeds that the search has not seen."
-  " Settings are chosen by held-out data that is not reported, and a step up and down"
-  " from the best one was tried in each value; `*` marks where there was none. A warm start"
-  " counts as 40 steps. In brackets: the difference over its standard error; it counts"
-  f" from {COUNTS:g} on, which was set before the runs."
-)
-"""How to read the tables; a text for every page that has them."""
+
+
+def protocol(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+  """How to read the tables; a text for every page that has them."""
+  every = [outcome for results in outcomes.values() for outcome in results.values()]
+  text = (
+    "Mean ± standard deviation (ddof = 1) over seeds that the search has not seen."
+    " Settings are chosen by held-out data that is not reported. `*` marks a value from"
+    " which a step up or down was not tried, or is not on its ladder. Equal seconds are"
+    " those of the fastest training. In brackets: the difference over its standard"
+    f" error. It counts from {COUNTS:g} on, which was set before the runs; among so"
+    " many comparisons one below 3 is no more than a hint."
+  )
+  warm = sorted({outcome.warm for outcome in every if outcome.warm})
+  if warm:
+    text += f" A warm start counts as {' or '.join(map(str, warm))} steps."
+  return text
 
 
 def comparison_section(
   outcomes: Mapping[str, Outcome],
   metrics: Mapping[str, str],
   references: Sequence[str] = ("mbf_adam", "mbf"),
-  budget: str = "adam",
 ) -> str:
   """The tables of one task: what was reached, who is ahead, and every seed.
 
@@ -32,10 +40,9 @@ def comparison_section(
     outcomes: by name.
     metrics: formats by metric; the first one is what methods are compared by.
     references: the methods that are compared with all others, where they take part.
-    budget: the optimizer whose whole training says how many seconds are equal ones.
   """
   first, form = next(iter(metrics.items()))
-  seconds = outcomes[budget].seconds * outcomes[budget].steps
+  seconds = shortest(outcomes)
   parts = [_reached(outcomes, metrics, seconds)]
   parts += [
     _beside(outcomes, name, first, form, seconds)
@@ -44,6 +51,11 @@ def comparison_section(
   ]
   parts.append(_seeds(outcomes, first, form))
   return "\n\n".join(parts)
+
+
+def shortest(outcomes: Mapping[str, Outcome]) -> float:
+  """Seconds of the fastest training: what all of them have to show something for."""
+  return min(outcome.seconds * outcome.steps for outcome in outcomes.values())
 
 
 def _reached(
@@ -76,7 +88,8 @@ def _beside(
     apart = mine.mean() - others.mean()
     if not np.isfinite(apart):
       return "NaN"
-    return f"{_signed(form, apart)} ({apart / _error(mine, others):+.1f})"
+    error = _error(mine, others)
+    return f"{_signed(form, apart)}" + (f" ({apart / error:+.1f})" if error else "")
 
   own = outcomes[name]
   rows = [
@@ -90,7 +103,9 @@ def _beside(
     for other, outcome in outcomes.items()
     if other != name
   ]
-  titles = [f"{name}'s {metric} minus that of", "equal steps", "equal seconds"]
+  alike = len({outcome.steps for outcome in outcomes.values()}) == 1
+  ends = "equal steps" if alike else "each at its end"
+  titles = [f"{name}'s {metric} minus that of", ends, "equal seconds"]
   return report.table(titles, rows)
 
 
@@ -129,7 +144,8 @@ def comparison_figure(
       report.curve(row[0], steps, losses, **style)
       report.curve(row[1], steps * outcome.seconds, losses, **style)
       for ax, metric in zip(row[2:], metrics, strict=True):
-        report.curve(ax, outcome.runs.at, outcome.runs.metrics[metric][0], **style)
+        at = outcome.runs.at + outcome.warm
+        report.curve(ax, at, outcome.runs.metrics[metric][0], **style)
     row[0].set(xlabel="steps", ylabel=f"{task}: training loss")
     row[1].set(xlabel="seconds", xlim=(0, min(4 * min(lasted), max(lasted))))
     _around(row[:2], [o.curve.losses for o in results.values()])

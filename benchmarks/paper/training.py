@@ -52,7 +52,10 @@ class Runs(NamedTuple):
     return ~(losses[..., -1] < losses[..., 0])
 
   def best(self, metric: str = "train loss", largest: bool = False) -> int:
-    """Index of the best setting by the seeds' mean, of those that never diverged."""
+    """Index of the best setting by the seeds' mean, of those that never diverged.
+
+    The first one if all did.
+    """
     mean = self.final(metric).mean(-1)
     valid = np.isfinite(mean) & ~self.diverged().any(-1)
     return int(np.where(valid, -mean if largest else mean, math.inf).argmin())

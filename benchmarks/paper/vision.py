@@ -62,7 +62,10 @@ def _alike(steps: int) -> Lengths:
 
 
 def _epochs(batches: int, *epochs: tuple[int, int]) -> Lengths:
-  """Lengths and decays in epochs of a number of batches."""
+  """Lengths and decays in epochs of a number of batches.
+
+  Of what is trained on: a tenth of the paper's training data is held out.
+  """
   return Lengths(*(Length(total * batches, k * batches) for total, k in epochs))
 
 
@@ -85,9 +88,9 @@ _PLANS: dict[Scale, dict[str, _Plan]] = {
     ),
   },
   "paper": {
-    "resnet": _Plan("cifar10", models.ResNet(32), _epochs(390, *_RESNET)),
-    "vgg16": _Plan("cifar100", models.VGG(models.VGG16, 100), _epochs(390, *_VGG)),
-    "vgg11": _Plan("svhn_cropped", models.VGG(models.VGG11, 10), _epochs(572, *_VGG)),
+    "resnet": _Plan("cifar10", models.ResNet(32), _epochs(351, *_RESNET)),
+    "vgg16": _Plan("cifar100", models.VGG(models.VGG16, 100), _epochs(351, *_VGG)),
+    "vgg11": _Plan("svhn_cropped", models.VGG(models.VGG11, 10), _epochs(515, *_VGG)),
   },
 }
 

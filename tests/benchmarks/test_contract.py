@@ -31,7 +31,6 @@ MAKERS = {
   "kfac_adam": lambda rate: baselines.kfac_adam(rate, damping=rate, **PERIODIC),
   "momentum_adam": lambda rate: baselines.momentum_adam(rate, momentum=1 - rate),
   "shampoo_adam": lambda rate: baselines.shampoo_adam(rate, damping=rate, **PERIODIC),
-  "soap_adam": lambda rate: baselines.soap_adam(rate, frequency=2),
 }
 DIRECTIONS = {
   "bdf": baselines.scale_by_bdf,
@@ -104,7 +103,7 @@ def test_learning_rate_and_weight_decay(name):
 
 
 @pytest.mark.promotes
-@pytest.mark.parametrize("name", ["kfac", "momentum", "shampoo", "soap"])
+@pytest.mark.parametrize("name", ["kfac", "momentum", "shampoo"])
 def test_grafted_on_adam(name):
   """The layers' directions are the baseline's, their lengths Adam's."""
   rate, adam = 0.1, optax.scale_by_adam()

@@ -93,9 +93,11 @@ def test_an_update_moves_what_it_changes_twice_and_its_inverses_once():
 def test_an_update_that_is_timed_refreshes_nothing():
   loops = device.update_loops(device.SIZES["small"])
   for name in ("mbf", "mbf_adam"):
-    gradients, state = loops[f"update of {name}"]._start()
+    loop = loops[f"update of {name}"]
+    loop.compile(loop.lower())
+    gradients, state = loop.start()
     changed = jax.tree.map(lambda g: g + 1, gradients)
-    _, after = jax.jit(loops[f"update of {name}"]._function)((changed, state))
+    _, after = jax.jit(loop.function)((changed, state))
     (before_layer,), (layer,) = (s.curvature.values() for s in (state, after))
     np.testing.assert_array_equal(layer.inverse, before_layer.inverse)
     assert not np.array_equal(layer.statistics, before_layer.statistics)
@@ -103,16 +105,27 @@ def test_an_update_that_is_timed_refreshes_nothing():
 
 def test_what_does_not_compile_in_time_is_left_out_and_named():
   loop = Loop(lambda: jnp.zeros(3), lambda x: x + 1, period=4)
-  assert compile_all({"late": loop}, seconds=-1.0) == {}
+  late = {"late": "not compiled in time"}
+  assert compile_all({"late": loop}, seconds=-1.0) == ({}, late)
   size = device.SIZES["small"]._replace(problems={})
-  text = device.tables(size, {"inverse 4 x 65": 2e-3})
+  text = device.tables(size, {"inverse 4 x 65": 2e-3}, late)
+  assert "late: not compiled in time" in text
   (row,) = (line for line in text.splitlines() if line.startswith("| 4 x 65"))
-  cells = [cell.strip() for cell in row.split("|")]
-  assert cells[2:4] == ["2.000", "not compiled in time"]
-  assert compile_all({"early": loop}, seconds=60.0).keys() == {"early"}
+  assert [cell.strip() for cell in row.split("|")][2:5] == ["2.000", "", ""]
+  wrong = Loop(lambda: jnp.zeros(3), lambda x: x + 1)
+  wrong.compile = lambda lowered: 1 / 0
+  compiled, failed = compile_all({"early": loop, "wrong": wrong}, seconds=60.0)
+  assert compiled.keys() == {"early"}
+  assert failed == {"wrong": "ZeroDivisionError: division by zero"}
   assert loop.seconds(rounds=2, calls=4) > 0
   times = {"inverse 4 x 65": 3e-3, "cholesky 4 x 65": 2e-3}
-  assert "| 1.50 " in device.tables(size, times)
+  assert "| 1.50 " in device.tables(size, times, {})
+
+
+def test_a_function_is_applied_as_often_as_it_is_counted():
+  loop = Loop(lambda: jnp.zeros(2), lambda x: x + 1, repeats=10)
+  loop.compile(loop.lower())
+  np.testing.assert_array_equal(loop.compiled(loop.start()), [10, 10])
 
 
 def test_held_out_sources_are_files_of_their_own():
@@ -130,15 +143,14 @@ def test_the_device_benchmark_times_trains_and_keeps(monkeypatch, tmp_path, caps
   sizes = {"small": small._replace(problems=problem)}
   monkeypatch.setattr(device, "SIZES", sizes)
   monkeypatch.setattr(device, "CONTENDERS", ("adam", "mbf_adam"))
-  adams = python_sources.trainings(small.model)["train: adam"]
-  monkeypatch.setattr(
-    python_sources, "trainings", lambda setting: {"train: adam": adams}
-  )
+  name = "train: adam, 0.001"
+  adams = {name: python_sources.trainings(small.model)[name]}
+  monkeypatch.setattr(python_sources, "trainings", lambda setting: adams)
   device.main(["--size", "small", "--rounds", "1", "--out", str(tmp_path)])
   record = json.loads((tmp_path / "device.json").read_text())
-  assert record["left out"] == []
-  assert record["seconds"].keys() == record["compile seconds"].keys() - {"train: adam"}
-  losses = record["trainings"]["train: adam"]["loss"]
+  assert record["left out"] == {}
+  assert record["seconds"].keys() == record["compile seconds"].keys() - {name}
+  losses = record["trainings"][name]["loss"]
   assert losses[-1] < losses[0] < 1.2 * np.log(256)
   text = (tmp_path / "device.md").read_text()
   assert text in capsys.readouterr().out
