@@ -78,3 +78,16 @@ def test_arrays_of_two_axes_move_as_with_optax():
     for tx in (baselines.muon(0.1), optax.contrib.muon(0.1))
   ]
   jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.promotes
+def test_a_head_is_no_matrix_and_has_the_other_rate():
+  params = network()
+  assert matrices(params)["Dense_0"]["kernel"] is not None
+  found = matrices(params, head="Dense_0")
+  assert found["Dense_0"]["kernel"] is None
+  assert found["TransformerBlock_0"]["Dense_0"]["kernel"] is not None
+  tx = baselines.muon(1.0, 0.01, head="Dense_0")
+  updates, _ = tx.update(params, tx.init(params), params)
+  np.testing.assert_allclose(jnp.abs(updates["Dense_0"]["kernel"]), 0.01, rtol=1e-3)
+  assert jnp.abs(updates["conv"]["kernel"]).max() > 0.05
