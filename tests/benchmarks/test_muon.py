@@ -89,5 +89,8 @@ def test_a_head_is_no_matrix_and_has_the_other_rate():
   assert found["TransformerBlock_0"]["Dense_0"]["kernel"] is not None
   tx = baselines.muon(1.0, 0.01, head="Dense_0")
   updates, _ = tx.update(params, tx.init(params), params)
-  np.testing.assert_allclose(jnp.abs(updates["Dense_0"]["kernel"]), 0.01, rtol=1e-3)
+  nadam = optax.nadam(0.01)  # what optax's muon takes for the others
+  head = params["Dense_0"]["kernel"]
+  expected, _ = nadam.update(head, nadam.init(head))
+  np.testing.assert_allclose(updates["Dense_0"]["kernel"], expected, rtol=1e-4)
   assert jnp.abs(updates["conv"]["kernel"]).max() > 0.05
