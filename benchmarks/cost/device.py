@@ -141,24 +141,27 @@ def update_loops(size: Size) -> dict[str, Loop]:
 
 def _after_a_refresh(
   tx: optax.GradientTransformation, shape: tuple[int, ...]
-) -> tuple[Any, Any]:
-  params = {"kernel": jnp.ones(shape)}
-  state = tx.init(params)
-  past = 1_000_001  # beyond the early refreshes of mbf_adam too
+) -> tuple[Any, Any, Any]:
+  """Gradients, a state, and room for the updates, which would else not be computed."""
+  gradients = {"kernel": jnp.ones(shape)}
+  updates = {"kernel": jnp.zeros(shape)}
+  state = tx.init(gradients)
+  past = jnp.int32(1_000_001)  # beyond the early refreshes of mbf_adam too
   if isinstance(state, mbf_optax.MbfAdamState):
-    return params, state._replace(adam=state.adam._replace(count=jnp.int32(past)))
-  return params, state._replace(count=jnp.int32(past))
+    adam = state.adam._replace(count=past)
+    return gradients, state._replace(adam=adam), updates
+  return gradients, state._replace(count=past), updates
 
 
 def _update_step(tx: optax.GradientTransformation, carry: tuple) -> tuple:
-  gradients, state = carry
-  _, state = tx.update(gradients, state, gradients)
-  return gradients, state
+  gradients, state, _ = carry
+  updates, state = tx.update(gradients, state, gradients)
+  return gradients, state, updates
 
 
-def _bytes_moved(start: Callable[[], tuple[Any, Any]]) -> int:
-  """What is changed is read and written, inverses are read alone."""
-  gradient, state = jax.eval_shape(start)
+def _bytes_moved(start: Callable[[], tuple[Any, Any, Any]]) -> int:
+  """Gradients and inverses are read alone, updates written alone, all else both."""
+  gradient, state, _ = jax.eval_shape(start)
   (layer,) = state.curvature.values()
   floats = [leaf.size for leaf in jax.tree.leaves((gradient, state))]
   read_alone = sum(leaf.size for leaf in jax.tree.leaves(layer.inverse))
@@ -217,7 +220,7 @@ def tables(size: Size, times: Mapping[str, float], failed: Mapping[str, str]) ->
     for title in size.problems
     for name in CONTENDERS
   ]
-  packed = "up to 16, a copy instead"
+  packed = f"up to {PACKED_LIMIT}, a copy instead"
   return "\n\n".join(
     [
       *(f"{name}: {reason}" for name, reason in failed.items()),

@@ -74,13 +74,9 @@ def run(options: Options) -> Report:
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
-  parts = [
-    f"### {name}\n\n{tables.comparison_section(results, METRICS)}"
-    for name, results in outcomes.items()
-  ]
   titles = ("Table 8, accuracy in %", *PAPER["resnet"])
   rows = [[name, *values.values()] for name, values in PAPER.items()]
-  parts += [tables.protocol(outcomes), "### The paper", table(titles, rows)]
+  parts = [tables.sections(outcomes, METRICS), "### The paper", table(titles, rows)]
   figures = {
     "loss": tables.comparison_figure(outcomes, ["test accuracy"]),
     "exponents": tables.exponents_figure(outcomes),

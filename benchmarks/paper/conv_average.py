@@ -31,12 +31,8 @@ def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
   metrics = {"test accuracy": "{:.3f}", "test loss": "{:.3f}", "train loss": "{:.3f}"}
-  parts = []
-  for name, results in outcomes.items():
-    section = tables.comparison_section(results, metrics, ["mbf"])
-    parts.append(f"### {name}\n\n{section}")
   figure = tables.comparison_figure(outcomes, ["test accuracy"])
-  text = "\n\n".join([*parts, tables.protocol(outcomes)])
+  text = tables.sections(outcomes, metrics, ["mbf"])
   return Report(text, dict(record), {"loss": figure})
 
 

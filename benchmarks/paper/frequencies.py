@@ -48,15 +48,11 @@ def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
   metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
-  parts = []
-  for name, found in outcomes.items():
-    section = tables.comparison_section(found, metrics, [REFERENCE])
-    parts.append(f"### {name}\n\n{section}")
   cold = {
     name: {key: o for key, o in found.items() if key.endswith("cold")}
     for name, found in outcomes.items()
   }
-  text = "\n\n".join([*parts, tables.protocol(outcomes)])
+  text = tables.sections(outcomes, metrics, [REFERENCE])
   return Report(text, dict(record), {"loss": tables.comparison_figure(cold)})
 
 

@@ -53,13 +53,8 @@ def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
   metrics = {"train loss": "{:.2f}", "test loss": "{:.2f}"}
-  parts = []
-  for name, results in outcomes.items():
-    references = [other for other in results if other.endswith(" shared")]
-    section = tables.comparison_section(results, metrics, references)
-    parts.append(f"### {name} autoencoder on MNIST\n\n{section}")
   figure = tables.comparison_figure(outcomes)
-  text = "\n\n".join([*parts, tables.protocol(outcomes)])
+  text = tables.sections(outcomes, metrics, ["mbf shared", "mbf_adam shared"])
   return Report(text, dict(record), {"loss": figure})
 
 

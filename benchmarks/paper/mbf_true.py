@@ -35,15 +35,9 @@ def run(options: Options) -> Report:
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
-  parts = []
-  for name, results in outcomes.items():
-    metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}"}
-    if name == "convnet":
-      metrics["test accuracy"] = "{:.3f}"
-    section = tables.comparison_section(results, metrics, ["mbf"])
-    parts.append(f"### {name}\n\n{section}")
+  metrics = {"train loss": "{:.3f}", "test loss": "{:.3f}", "test accuracy": "{:.3f}"}
   figure = tables.comparison_figure(outcomes, ["test loss"])
-  text = "\n\n".join([*parts, tables.protocol(outcomes)])
+  text = tables.sections(outcomes, metrics, ["mbf"])
   return Report(text, dict(record), {"loss": figure})
 
 

@@ -76,11 +76,8 @@ def run(options: Options) -> Report:
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
-  parts = [
-    f"### {name}\n\n{tables.comparison_section(found, METRICS)}"
-    for name, found in outcomes.items()
-  ]
-  parts += [tables.protocol(outcomes), f"How the GRU is read:\n\n{_readings()}"]
+  parts = [tables.sections(outcomes, METRICS)]
+  parts.append(f"How the GRU is read:\n\n{_readings()}")
   figures = {
     "loss": tables.comparison_figure(outcomes, ("test loss",)),
     "exponents": tables.exponents_figure(outcomes),

@@ -53,6 +53,20 @@ def comparison_section(
   return "\n\n".join(parts)
 
 
+def sections(
+  outcomes: Mapping[str, Mapping[str, Outcome]],
+  metrics: Mapping[str, str],
+  references: Sequence[str] = ("mbf_adam", "mbf"),
+) -> str:
+  """:func:`comparison_section` of every task, of the metrics that it has."""
+  parts = []
+  for name, results in outcomes.items():
+    known = next(iter(results.values())).runs.metrics
+    shown = {metric: form for metric, form in metrics.items() if metric in known}
+    parts.append(f"### {name}\n\n{comparison_section(results, shown, references)}")
+  return "\n\n".join([*parts, protocol(outcomes)])
+
+
 def shortest(outcomes: Mapping[str, Outcome]) -> float:
   """Seconds of the fastest training: what all of them have to show something for."""
   return min(outcome.seconds * outcome.steps for outcome in outcomes.values())

@@ -95,9 +95,10 @@ def test_an_update_that_is_timed_refreshes_nothing():
   for name in ("mbf", "mbf_adam"):
     loop = loops[f"update of {name}"]
     loop.compile(loop.lower())
-    gradients, state = loop.start()
+    gradients, state, nothing = loop.start()
     changed = jax.tree.map(lambda g: g + 1, gradients)
-    _, after = jax.jit(loop.function)((changed, state))
+    _, after, updates = jax.jit(loop.function)((changed, state, nothing))
+    assert jnp.abs(updates["kernel"]).min() > 0  # not left out of the program
     (before_layer,), (layer,) = (s.curvature.values() for s in (state, after))
     np.testing.assert_array_equal(layer.inverse, before_layer.inverse)
     assert not np.array_equal(layer.statistics, before_layer.statistics)
