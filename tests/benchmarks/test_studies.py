@@ -103,6 +103,21 @@ def test_linear_network_arrives_as_fast_as_linear_theory_says():
   assert outcome.removed == pytest.approx(0.75)
 
 
+def test_ascent_in_the_ball_finds_the_largest_curvature():
+  """One example's Jacobian is a row, whose change is the Hessian's product."""
+  network = idealized.Network((3,))
+  inputs = np.random.default_rng(3).normal(size=(1, 2))
+  with jax.enable_x64(True):
+    x = jnp.asarray(inputs)
+    start = network.init(jax.random.key(0), 2)
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
+    hessian = jax.hessian(lambda v: network(unravel(v), x)[0])(flat)
+    key = jax.random.key(1)
+    found = idealized.worst_change(network, start, x, 1e-5, key, rounds=200)
+  largest = np.abs(np.linalg.eigvalsh(hessian)).max()
+  np.testing.assert_allclose(found, 1e-5 * largest, rtol=1e-3)
+
+
 def test_too_many_examples_have_singular_grams():
   rng = np.random.default_rng(2)
   x, y = rng.normal(size=(9, 3)), rng.normal(size=9)
