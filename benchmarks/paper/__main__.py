@@ -15,8 +15,9 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
@@ -45,12 +46,12 @@ class Arguments(NamedTuple):
   Attributes:
     name: of the experiment.
     options: of the experiment.
-    kept: the record of an earlier run to make the report of, instead of running.
+    kept: records of earlier runs to make one report of, instead of running.
   """
 
   name: str
   options: Options
-  kept: pathlib.Path | None
+  kept: list[pathlib.Path] | None
 
 
 def parse(arguments: list[str] | None = None) -> Arguments:
@@ -75,9 +76,10 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   add("--only", nargs="+", metavar="TASK", help="tasks that take part")
   add(
     "--kept",
+    nargs="+",
     type=pathlib.Path,
     metavar="JSON",
-    help="make text and pictures of an earlier run's record",
+    help="make text and pictures of earlier runs' records, each of other tasks",
   )
   values = vars(parser.parse_args(arguments))
   for option in ("optimizers", "only", "kept"):
@@ -96,10 +98,33 @@ def main(arguments: list[str] | None = None) -> None:
     report = experiment.run(options)
     facts = _facts(name, options, time.perf_counter() - start)
   else:
-    record = json.loads(kept.read_text())
-    facts = record.pop("facts")
+    facts, record = joined(kept)
     report = experiment.of_record(record)
   print(write(name, report, facts, options.work))
+
+
+def joined(paths: Sequence[pathlib.Path]) -> tuple[dict[str, str], dict[str, Any]]:
+  """The facts of records, and all of their tasks as one record.
+
+  Raises:
+    ValueError: if a task is in more than one of them.
+  """
+  every, record = [], {}
+  for path in paths:
+    kept = json.loads(path.read_text())
+    every.append(kept.pop("facts"))
+    twice = sorted({*record} & {*kept})
+    if twice:
+      raise ValueError(
+        f"--kept: {path} has {', '.join(twice)}, and so has a record before it; give"
+        " records of different tasks"
+      )
+    record |= kept
+  titles = dict.fromkeys(title for facts in every for title in facts)
+  return {
+    title: "; ".join(dict.fromkeys(facts[title] for facts in every if title in facts))
+    for title in titles
+  }, record
 
 
 def write(
@@ -107,6 +132,9 @@ def write(
 ) -> str:
   """Writes a report's files; returns the text."""
   folder.mkdir(parents=True, exist_ok=True)
+  # First of all: an hour's record outlives a picture that cannot be drawn.
+  record = plain({"facts": facts, **report.record})
+  (folder / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")))
   lines = [f"# {name}", ""]
   lines += [f"* {title}: {fact}" for title, fact in facts.items()]
   lines += ["", report.text.strip(), ""]
@@ -116,8 +144,6 @@ def write(
     lines += [f"![{picture}]({file})", ""]
   text = "\n".join(lines)
   (folder / f"{name}.md").write_text(text)
-  record = plain({"facts": facts, **report.record})
-  (folder / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")))
   return text
 
 

@@ -64,6 +64,21 @@ def test_the_tables_of_a_page_are_those_of_its_record(name, tmp_path):
   assert not set(rows) - set(page.read_text().splitlines())
 
 
+def test_records_of_different_tasks_make_one_page(tmp_path):
+  whole = json.loads((RESULTS / "sequence.json").read_text())
+  facts = whole.pop("facts")
+  parts = []
+  for task, outcomes in whole.items():
+    parts.append(tmp_path / f"{task}.json")
+    here = {**facts, "time": f"{len(parts)} minutes"}
+    parts[-1].write_text(json.dumps({"facts": here, task: outcomes}))
+  found, record = command.joined(parts)
+  assert record == whole
+  assert found == {**facts, "time": "1 minutes; 2 minutes"}
+  with pytest.raises(ValueError, match=r"--kept: .*gru.json has gru, and so has"):
+    command.joined([*parts, parts[-1]])
+
+
 def test_optimizers_are_chosen_by_names_that_exist(capsys):
   all_of_them = {"adam": 1, "mbf": 2, "muon": 3}
   chosen = Options(optimizers=["mbf", "adam"]).chosen(all_of_them, ["adam"])
