@@ -23,6 +23,7 @@ from benchmarks.baselines.kfac import (
 from benchmarks.baselines.muon import muon
 from benchmarks.baselines.shampoo import moments, scale_by_shampoo, shampoo
 from benchmarks.baselines.soap import scale_by_soap, soap
+from benchmarks.baselines.two_rates import mbf_adam_two_rates
 
 __all__ = [
   "Factors",
@@ -32,6 +33,7 @@ __all__ = [
   "kfac",
   "kfac_adam",
   "linearize",
+  "mbf_adam_two_rates",
   "mbf_on_adam",
   "moments",
   "momentum_adam",

@@ -18,6 +18,8 @@ def muon(
   weight_decay: jax.typing.ArrayLike = 0.0,
   other_weight_decay: jax.typing.ArrayLike | None = None,
   head: str | None = None,
+  beta: jax.typing.ArrayLike = 0.95,
+  b2: jax.typing.ArrayLike = 0.999,
 ) -> optax.GradientTransformation:
   """``optax.contrib.muon`` that reads every kernel as a matrix from inputs to outputs.
 
@@ -31,6 +33,8 @@ def muon(
     weight_decay: decoupled, of the matrices.
     other_weight_decay: of all others; ``None`` is the same.
     head: name of the outermost module that makes logits; ``None`` is no such module.
+    beta: decay of the matrices' momentum.
+    b2: Adam's second decay, of all others.
 
   Returns:
     The transformation.
@@ -39,6 +43,8 @@ def muon(
     other_weight_decay = weight_decay
   return optax.contrib.muon(
     learning_rate,
+    beta=beta,
+    adam_b2=b2,
     weight_decay=weight_decay,
     adam_weight_decay=other_weight_decay,
     adam_learning_rate=other_learning_rate,

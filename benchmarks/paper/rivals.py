@@ -37,7 +37,9 @@ LADDERS: dict[str, tuple[float, ...]] = {
   "damping": half_decades(1e-7, 30),
   "shrinkage": half_decades(1e-5, 3e-2),
   "b2": (0.9, 0.95, 0.99, 0.999),
+  "curvature_ema": (0.9, 0.95, 0.99),
   "momentum": (0.5, 0.9, 0.97),
+  "beta": (0.9, 0.95, 0.98),
 }
 """Values to search, by hyperparameter."""
 
@@ -117,6 +119,7 @@ RIVALS: dict[str, Rival] = {
   "mbf (10, 100), warm": periods(_MBF, 10, 100, warm),
   "mbf_true": Rival(mbf_optax.mbf, with_sampled),
   "mbf_adam": Rival(mbf_optax.mbf_adam),
+  "mbf_adam, two rates": Rival(baselines.mbf_adam_two_rates),
   "momentum on adam": Rival(baselines.momentum_adam),
   "mbf on adam": Rival(functools.partial(baselines.mbf_on_adam, **_GRAFTED_PERIOD)),
   "mbf on adam, by block": Rival(

@@ -29,11 +29,24 @@ POINTS = 6
 STARTS: dict[str, Setting] = {
   "adam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
   "nadam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
-  "muon": {"learning_rate": 3e-2, "other_learning_rate": 1e-2, "shrinkage": 1e-3},
+  "muon": {
+    "learning_rate": 3e-2,
+    "other_learning_rate": 3e-2,
+    "b2": 0.95,
+    "beta": 0.95,
+    "shrinkage": 1e-3,
+  },
   "soap": {"learning_rate": 1e-2, "b2": 0.95, "shrinkage": 1e-3},
   "shampoo on adam": {"learning_rate": 1e-2, "damping": 1e-4, "shrinkage": 1e-3},
   "mbf": {"ratio": 1.0, "damping": 1e-5, "shrinkage": 1e-3},
   "mbf_adam": {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
+  "mbf_adam, two rates": {
+    "learning_rate": 1e-2,
+    "other_learning_rate": 3e-2,
+    "b2": 0.95,
+    "curvature_ema": 0.95,
+    "shrinkage": 1e-3,
+  },
 }
 """Where each method's search begins."""
 
@@ -90,7 +103,8 @@ def optimizers(size: Size) -> dict[str, Optimizer]:
   scheduled = functools.partial(_scheduled, size.steps)
   found = {}
   for name in size.optimizers:
-    fixed = {"head": "Dense_0"} if name == "muon" else {}
+    has_head = "other_learning_rate" in STARTS[name]
+    fixed = {"head": "Dense_0"} if has_head else {}
     settings = rivals.around(STARTS[name]) if size.rounds else [STARTS[name]]
     found[name] = rivals.optimizer(name, settings, scheduled=scheduled, **fixed)
   return found
