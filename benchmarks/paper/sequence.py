@@ -49,6 +49,7 @@ STARTS: dict[str, Setting] = {
   },
 }
 """Where each method's search begins."""
+REFERENCES = ("mbf_adam, two rates", "mbf_adam", "mbf")
 
 
 class Size(NamedTuple):
@@ -89,7 +90,7 @@ def run(options: Options) -> Report:
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   outcomes = comparison.of_tasks(record)
-  parts = [tables.sections(outcomes, METRICS)]
+  parts = [tables.sections(outcomes, METRICS, REFERENCES)]
   parts.append(f"How the GRU is read:\n\n{_readings()}")
   figures = {
     "loss": tables.comparison_figure(outcomes, ("test loss",)),
