@@ -20,6 +20,7 @@ def muon(
   head: str | None = None,
   beta: jax.typing.ArrayLike = 0.95,
   b2: jax.typing.ArrayLike = 0.999,
+  consistent_rms: float | None = None,
 ) -> optax.GradientTransformation:
   """``optax.contrib.muon`` that reads every kernel as a matrix from inputs to outputs.
 
@@ -35,6 +36,8 @@ def muon(
     head: name of the outermost module that makes logits; ``None`` is no such module.
     beta: decay of the matrices' momentum.
     b2: Adam's second decay, of all others.
+    consistent_rms: root mean square that the matrices' updates have; ``None`` is
+      optax's own scaling.
 
   Returns:
     The transformation.
@@ -45,6 +48,7 @@ def muon(
     learning_rate,
     beta=beta,
     adam_b2=b2,
+    consistent_rms=consistent_rms,
     weight_decay=weight_decay,
     adam_weight_decay=other_weight_decay,
     adam_learning_rate=other_learning_rate,

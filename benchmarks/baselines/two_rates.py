@@ -14,10 +14,10 @@ def mbf_adam_two_rates(
   learning_rate: optax.ScalarOrSchedule,
   other_learning_rate: optax.ScalarOrSchedule | None = None,
   b2: jax.typing.ArrayLike = 0.999,
-  curvature_ema: jax.typing.ArrayLike = 0.99,
   weight_decay: jax.typing.ArrayLike = 0.0,
   other_weight_decay: jax.typing.ArrayLike | None = None,
   head: str | None = None,
+  **settings: Any,
 ) -> optax.GradientTransformation:
   """``mbf_adam`` with Nesterov's momentum, and NAdam for what muon leaves to it.
 
@@ -26,10 +26,10 @@ def mbf_adam_two_rates(
     other_learning_rate: of embeddings, norms, biases and the head; ``None`` is the
       same.
     b2: Adam's second decay, of both.
-    curvature_ema: see :func:`mbf_optax.mbf_adam`.
     weight_decay: decoupled, of the matrices.
     other_weight_decay: of all others; ``None`` is the same.
     head: name of the outermost module that makes logits; ``None`` is no such module.
+    **settings: of :func:`mbf_optax.mbf_adam`.
 
   Returns:
     The transformation.
@@ -40,11 +40,7 @@ def mbf_adam_two_rates(
     other_weight_decay = weight_decay
   kinds = {
     "matrix": mbf_optax.mbf_adam(
-      learning_rate,
-      b2=b2,
-      weight_decay=weight_decay,
-      nesterov=True,
-      curvature_ema=curvature_ema,
+      learning_rate, b2=b2, weight_decay=weight_decay, nesterov=True, **settings
     ),
     "other": optax.nadamw(other_learning_rate, b2=b2, weight_decay=other_weight_decay),
   }

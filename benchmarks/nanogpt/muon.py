@@ -14,15 +14,14 @@ The runs are kept in ``results/muon.json``, and ``--report`` makes the tables an
 import argparse
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
 import mbf_optax
-from benchmarks.baselines.muon import matrices
+from benchmarks import baselines
 from benchmarks.nanogpt.training import (
   Build,
   Setting,
@@ -45,37 +44,25 @@ def schedule(rate: float) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(0, rate, WARMUP, SETTING.steps)
 
 
-def muon(
-  rate: float, other: float = RATE, weight_decay: float = DECAY, **settings: Any
+def _run_as_muon(
+  build: Callable[..., optax.GradientTransformation],
+  rate: float,
+  other: float = RATE,
+  weight_decay: float = DECAY,
+  **settings: Any,
 ) -> optax.GradientTransformation:
-  """Muon for the matrices, Adam (with Nesterov's momentum) for the rest."""
-  return optax.contrib.muon(
+  """Matrices with a rate of their own and decay, Adam at another rate for the rest."""
+  return build(
     schedule(rate),
+    schedule(other),
     weight_decay=weight_decay,
-    adam_learning_rate=schedule(other),
-    muon_weight_dimension_numbers=matrices,
+    other_weight_decay=0.0,
     **settings,
   )
 
 
-def apart(
-  rate: float, other: float = RATE, weight_decay: float = DECAY, **settings: Any
-) -> optax.GradientTransformation:
-  """``mbf_adam`` for the matrices, Adam for the rest, Nesterov's momentum for both."""
-
-  def kinds(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: "matrix" if "kernel" in jax.tree_util.keystr(path) else "other",
-      params,
-    )
-
-  matrix = mbf_optax.mbf_adam(
-    schedule(rate), weight_decay=weight_decay, nesterov=True, **settings
-  )
-  return optax.partition(
-    {"matrix": matrix, "other": optax.nadam(schedule(other))}, kinds
-  )
-
+muon = functools.partial(_run_as_muon, baselines.muon)
+apart = functools.partial(_run_as_muon, baselines.mbf_adam_two_rates)
 
 DROP_INS: Mapping[str, Build] = {
   "adam": lambda: optax.adam(schedule(RATE)),

@@ -77,6 +77,18 @@ def test_the_page_of_two_layers_is_made_of_the_kept_runs():
     assert page.count(f"| {method}, {best} |") == 2
 
 
+def test_the_documentation_says_what_the_runs_of_two_layers_say():
+  runs = json.loads((muon.RESULTS / "muon.json").read_text())["runs"]
+  adam, plain, muons, ours = muon.results(runs).values()
+  with_errors = [
+    f"{losses.mean():.3f} ± {losses.std(ddof=1) / len(losses) ** 0.5:.3f}"
+    for losses in (ours, muons)
+  ]
+  docs = (muon.RESULTS.parents[2] / "docs/migrating.md").read_text()
+  for said in (*with_errors, f"at {plain.mean():.3f} and {adam.mean():.3f}"):
+    assert said in docs, said
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("rate", [1e-3, 1e-2])
 @pytest.mark.parametrize("build", [muon.apart, muon.muon])

@@ -60,7 +60,7 @@ def test_the_tables_of_a_page_are_those_of_its_record(name, tmp_path):
   command.main([name, "--kept", kept, "--work", str(tmp_path)])
   made = (tmp_path / f"{name}.md").read_text()
   rows = [line for line in made.splitlines() if line.startswith("|")]
-  assert len(rows) >= 8
+  assert len(rows) > (7 if name == "sensitivity" else 10)  # it has one small table
   assert not set(rows) - set(page.read_text().splitlines())
 
 

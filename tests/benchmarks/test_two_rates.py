@@ -18,7 +18,7 @@ def test_matrices_and_others_move_at_their_own_rates():
   params = jax.tree.map(
     lambda p: jax.random.normal(jax.random.key(p.size), p.shape), shapes["params"]
   )
-  tx = baselines.mbf_adam_two_rates(0.1, 0.01, 0.9, 0.95, 0.5, 0.2, head="Dense_0")
+  tx = baselines.mbf_adam_two_rates(0.1, 0.01, 0.9, 0.5, 0.2, head="Dense_0")
   updates, _ = tx.update(params, tx.init(params), params)
   matrices = mbf_optax.mbf_adam(0.1, b2=0.9, weight_decay=0.5, nesterov=True)
   block = {"Dense_0": {"kernel": params["TransformerBlock_0"]["Dense_0"]["kernel"]}}
