@@ -29,6 +29,7 @@ matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 STUDIES = ("cosine", "heatmaps", "theorem")  # whose records make no report again
+SWEEPS = ("graft", "sensitivity")  # which train outside of comparisons too
 SUPPORT = ("apart", "checkpoints", "comparison", "curves", "data", "experiment")
 SUPPORT += ("exponents", "measure", "methods", "optimizers", "problems", "report")
 SUPPORT += ("rivals", "search", "steps", "tables", "tasks", "training", "vision")
@@ -75,6 +76,13 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   add("--optimizers", nargs="+", help="who takes part, adam among them")
   add("--only", nargs="+", metavar="TASK", help="tasks that take part")
   add(
+    "--published",
+    action="store_true",
+    help="the paper's own best settings, at its scale, in place of a search",
+  )
+  add("--seeds", type=_count, help="runs to report")
+  add("--steps", type=_count, help="updates after which every training stops")
+  add(
     "--kept",
     nargs="+",
     type=pathlib.Path,
@@ -82,11 +90,22 @@ def parse(arguments: list[str] | None = None) -> Arguments:
     help="make text and pictures of earlier runs' records, each of other tasks",
   )
   values = vars(parser.parse_args(arguments))
-  for option in ("optimizers", "only", "kept"):
-    if values[option] is not None and values["name"] in STUDIES:
-      parser.error(f"--{option} does not go with {', '.join(STUDIES)}")
+  without = dict.fromkeys(("optimizers", "only", "kept"), STUDIES)
+  without |= dict.fromkeys(("seeds", "steps"), (*STUDIES, *SWEEPS))
+  for option, refusing in without.items():
+    if values[option] is not None and values["name"] in refusing:
+      parser.error(f"--{option} does not go with {', '.join(refusing)}")
+  if values["published"] and (values["name"], values["scale"]) != ("cnn", "paper"):
+    parser.error("--published goes with cnn --scale paper alone")
   name, kept = values.pop("name"), values.pop("kept")
   return Arguments(name, Options(**values), kept)
+
+
+def _count(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+  return value
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,9 +173,13 @@ def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
   for option in ("optimizers", "only"):
     chosen = getattr(options, option)
     arguments += [] if chosen is None else [f"--{option}", *chosen]
-  given = shlex.join(arguments)
+  arguments += ["--published"] if options.published else []
+  for option in ("seeds", "steps"):
+    given = getattr(options, option)
+    arguments += [] if given is None else [f"--{option}", str(given)]
+  written = shlex.join(arguments)
   return {
-    "command": f"`python -m benchmarks.paper {given}`",
+    "command": f"`python -m benchmarks.paper {written}`",
     "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
     "time": f"{seconds / 60:.1f} minutes",

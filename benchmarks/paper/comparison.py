@@ -7,6 +7,7 @@ its seconds.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -167,13 +168,15 @@ def compare(
   unseen = range(search.seeds, search.seeds + seeds)
   for name, optimizer in optimizers.items():
     trained = functools.partial(session.train, task=task, optimizer=optimizer)
+    report_on = functools.partial(trained, f"{name} seeds", seeds=unseen, points=points)
+    if not optimizer.has_choice:
+      searches[name] = runs[name] = report_on()
+      continue
     tried = functools.partial(trained, seeds=range(search.seeds), points=1)
     searches[name] = searched(
       functools.partial(tried, chunks=points), name, optimizer, search
     )
-    best = search.best(searches[name])
-    label = f"{name} seeds"
-    runs[name] = trained(label, settings=[best], seeds=unseen, points=points)
+    runs[name] = report_on(settings=[search.best(searches[name])])
   timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))
   outcomes = {}
@@ -207,7 +210,7 @@ def experiment(
     name: of the experiment.
     tasks: by name.
     optimizers: by name, for each task.
-    seeds: runs with the chosen settings.
+    seeds: runs with the chosen settings, unless the options say how many.
     search: how settings are chosen.
     points: how many times metrics are taken in a run.
     needed: optimizers without which there is no report.
@@ -215,10 +218,16 @@ def experiment(
   Returns:
     What :func:`restored` reads, by task.
   """
-  tasks = options.chosen_tasks(tasks)
+  tasks, seeds = options.chosen_tasks(tasks), options.seeds or seeds
   taking_part = {task: options.chosen(optimizers[task], needed) for task in tasks}
+  if options.steps is not None:
+    tasks = {n: _stopped(task, options.steps) for n, task in tasks.items()}
+    taking_part = {
+      task: {n: _stopped(o, options.steps) for n, o in found.items()}
+      for task, found in taking_part.items()
+    }
   total = sum(
-    o.steps_of(task) * (len(o.settings) * search.seeds + seeds)
+    o.steps_of(task) * (len(o.settings) * search.seeds * o.has_choice + seeds)
     for n, task in tasks.items()
     for o in taking_part[n].values()
   )
@@ -228,6 +237,11 @@ def experiment(
       outcomes = compare(task, taking_part[key], seeds, opened, search, points)
       found[key] = record(outcomes)
   return report.plain(found)
+
+
+def _stopped(trained: Any, steps: int) -> Any:
+  """A task, or an optimizer that trains it, ending after so many steps."""
+  return dataclasses.replace(trained, steps=min(steps, trained.steps or steps))
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ class Options(NamedTuple):
     resume: whether to continue from the checkpoints there.
     optimizers: those that take part; ``None`` is all.
     only: the tasks that take part; ``None`` is all.
+    published: whether the paper's own best settings take the place of a search.
+    seeds: runs to report, in place of the experiment's own number.
+    steps: updates after which a training stops, if it is longer. Its schedule remains.
   """
 
   scale: Scale = "cpu"
@@ -30,6 +33,9 @@ class Options(NamedTuple):
   resume: bool = False
   optimizers: list[str] | None = None
   only: list[str] | None = None
+  published: bool = False
+  seeds: int | None = None
+  steps: int | None = None
 
   def chosen(
     self, optimizers: Mapping[str, Any], needed: Collection[str] = ()

@@ -94,6 +94,11 @@ class Optimizer:
   steps: int | None = None
   ladders: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
+  @property
+  def has_choice(self) -> bool:
+    """Whether there is more than one setting to choose from."""
+    return len(self.settings) > 1 or bool(self.ladders)
+
   def steps_of(self, task: Task) -> int:
     """Number of updates in a training of ``task``."""
     return task.steps if self.steps is None else self.steps

@@ -96,8 +96,9 @@ _PLANS: dict[Scale, dict[str, _Plan]] = {
 
 
 def tasks(options: Options) -> dict[str, Task]:
-  """The experiment's networks: the paper's three, or small ones on a CPU."""
-  return {name: task(name, options) for name in _PLANS[options.scale]}
+  """The networks that take part, of the paper's three, or of small ones on a CPU."""
+  taking_part = options.chosen_tasks(_PLANS[options.scale])
+  return {name: task(name, options) for name in taking_part}
 
 
 def task(name: str, options: Options) -> Task:

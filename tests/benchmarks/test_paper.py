@@ -98,6 +98,49 @@ def test_optimizers_are_chosen_by_names_that_exist(capsys):
     assert f"{option} does not go with cosine" in capsys.readouterr().err
 
 
+def test_options_that_do_not_fit_are_refused(capsys):
+  wrong = {
+    "theorem --seeds 2": "--seeds does not go with cosine",
+    "sensitivity --steps 2": "--steps does not go with cosine",
+    "cnn --published": "--published goes with cnn --scale paper alone",
+    "graph --scale paper --published": "--published goes with cnn",
+    "cnn --steps 0": "argument --steps: 0 is not at least 1",
+  }
+  for line, named in wrong.items():
+    with pytest.raises(SystemExit):
+      command.parse(line.split())
+    assert named in capsys.readouterr().err
+  line = "cnn --scale paper --only resnet --published --seeds 3 --steps 9"
+  options = command.parse(line.split()).options
+  assert (options.published, options.seeds, options.steps) == (True, 3, 9)
+  assert f"`python -m benchmarks.paper {line}`" in str(
+    command._facts("cnn", options, 1.0)
+  )
+
+
+def test_trainings_stop_early_and_report_fewer_seeds(task, tmp_path):
+  short = QUICK._replace(work=tmp_path, steps=3, seeds=1)
+  one = {"curves": {"adam": Optimizer(optax.adam, [{"learning_rate": 1e-3}])}}
+  kept = comparison.experiment(short, "name", {"curves": task}, one, 5, Search())
+  found = kept["curves"]["adam"]
+  assert found["steps"][-1] == 3 < task.steps
+  assert np.shape(found["metrics"]["train loss"])[0] == 1
+  # One setting alone is not trained twice.
+  assert len(list((tmp_path / "checkpoints" / "name" / "quick").iterdir())) == 1
+
+
+def test_published_settings_are_trained_as_long_as_in_the_paper():
+  found = cnn._optimizers("paper", "resnet", cnn.published("resnet"))
+  epochs = {name: o.steps / 351 for name, o in found.items()}
+  shorter = {"kfac, convolutions (10, 100), warm", "shampoo (10, 100), warm"}
+  assert epochs == {name: 100 if name in shorter else 200 for name in found}
+  assert not any(o.has_choice for o in found.values())
+  assert found["mbf_adam"].settings == found["adam"].settings
+  for name, optimizer in found.items():
+    state = optimizer.build(**optimizer.settings[0]).init({"w": np.ones((2, 3, 4, 5))})
+    assert state, name
+
+
 def adams(*rates):
   """Adam with an open search around rates."""
   settings = [{"learning_rate": rate} for rate in rates]
