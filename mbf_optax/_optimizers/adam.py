@@ -41,6 +41,7 @@ from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.adam_state import MbfAdamState, init_state
+from mbf_optax._optimizers.eager import compiled_when_eager
 from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import (
@@ -182,7 +183,9 @@ def scale_by_mbf_adam(
     inverse_dtype,
     precision,
   )
-  return optax.GradientTransformationExtraArgs(method.init, method.update)
+  return optax.GradientTransformationExtraArgs(
+    method.init, compiled_when_eager(method.update)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

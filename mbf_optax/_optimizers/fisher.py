@@ -25,6 +25,7 @@ from mbf_optax._linalg.methods import Method
 from mbf_optax._linalg.products import Precision
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
+from mbf_optax._optimizers.eager import compiled_when_eager
 from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import Layers, States, corrected_by, every
@@ -148,7 +149,9 @@ def scale_by_mbf(
     inverse_dtype,
     precision,
   )
-  return optax.GradientTransformationExtraArgs(method.init, method.update)
+  return optax.GradientTransformationExtraArgs(
+    method.init, compiled_when_eager(method.update)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Updates outside of jit: compiled once, and the same as inside."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mbf_optax
+from mbf_optax._tree.paths import flatten
+
+PARAMS = {"Dense_0": {"kernel": jnp.ones((3, 5)), "bias": jnp.arange(5.0)}}
+GRADIENTS = jax.tree.map(jnp.cos, PARAMS)
+both = pytest.mark.parametrize("make", [mbf_optax.mbf, mbf_optax.mbf_adam])
+
+
+def assert_equal(found, expected):
+  for path, leaf in flatten(expected).items():
+    np.testing.assert_array_equal(flatten(found)[path], leaf, err_msg=path)
+
+
+@both
+def test_an_eager_update_is_traced_once(make):
+  calls = []
+
+  def partition(params):
+    calls.append(params)
+    return mbf_optax.flax_partition()(params)
+
+  tx = make(0.1, partition=partition)
+  state = tx.init(PARAMS)
+  before = len(calls)
+  for _ in range(3):
+    updates, state = tx.update(GRADIENTS, state, PARAMS)
+  assert len(calls) == before + 1
+  assert not isinstance(jax.tree.leaves(updates)[0], jax.core.Tracer)
+
+
+@both
+def test_an_eager_update_is_that_of_jit(make):
+  tx = make(0.1)
+  eager = compiled = tx.init(PARAMS)
+  update = jax.jit(tx.update)
+  other = jax.tree.map(jnp.sin, PARAMS)
+  for source in (None, other, None):
+    given = {"curvature_gradients": source, "value_fn": jnp.sum}
+    mine, eager = tx.update(GRADIENTS, eager, PARAMS, **given)
+    theirs, compiled = update(GRADIENTS, compiled, PARAMS, curvature_gradients=source)
+    assert_equal(mine, theirs)
+  assert_equal(eager, compiled)
+
+
+@both
+def test_a_traced_hyperparameter_meets_plain_arrays(make):
+  @jax.jit
+  def updated(damping):
+    tx = make(0.1, damping=damping)
+    return tx.update(GRADIENTS, tx.init(PARAMS), PARAMS)[0]
+
+  plain = make(0.1, damping=0.5)
+  expected, _ = plain.update(GRADIENTS, plain.init(PARAMS), PARAMS)
+  found = updated(0.5)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected
+  )
+
+
+@both
+def test_arrays_of_numpy_are_taken_as_they_are(make):
+  tx = make(0.1)
+  state = tx.init(PARAMS)
+  found, _ = tx.update(jax.tree.map(np.asarray, GRADIENTS), state, PARAMS)
+  expected, _ = tx.update(GRADIENTS, state, PARAMS)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected
+  )
