@@ -70,6 +70,8 @@ DROP_INS: Mapping[str, Build] = {
 }
 _SHORTER = {"curvature_ema": 0.95}
 _OUTPUTS = {"output_exponent": 0.75}
+_muon = functools.partial(muon, 0.04, 0.01)
+_apart = functools.partial(apart, 0.01, **_SHORTER, **_OUTPUTS)
 TRIED: Mapping[str, Mapping[str, Build]] = {
   "muon": {
     "0.01": functools.partial(muon, 0.01),
@@ -82,6 +84,11 @@ TRIED: Mapping[str, Mapping[str, Build]] = {
     "consistent, 0.005": functools.partial(muon, 0.005, consistent_rms=CONSISTENT),
     "consistent, 0.01": functools.partial(muon, 0.01, consistent_rms=CONSISTENT),
     "consistent, 0.02": functools.partial(muon, 0.02, consistent_rms=CONSISTENT),
+    "0.02, others 0.01": functools.partial(muon, 0.02, 0.01),
+    "0.04, others 0.03": functools.partial(muon, 0.04, 0.03),
+    "0.04, others 0.01, beta 0.9": functools.partial(_muon, beta=0.9),
+    "0.04, others 0.01, b2 0.95": functools.partial(_muon, b2=0.95),
+    "0.04, others 0.01, decay 0.03": functools.partial(_muon, weight_decay=0.03),
   },
   "mbf_adam, two rates": {
     "0.005": functools.partial(apart, 0.005),
@@ -91,9 +98,14 @@ TRIED: Mapping[str, Mapping[str, Build]] = {
     "0.01, decay 0.3": functools.partial(apart, 0.01, weight_decay=0.3),
     "0.01, curvature_ema 0.95": functools.partial(apart, 0.01, **_SHORTER),
     "0.01, output_exponent 0.75": functools.partial(apart, 0.01, **_OUTPUTS),
-    "0.01, both of these": functools.partial(apart, 0.01, **_SHORTER, **_OUTPUTS),
+    "0.01, both of these": _apart,
     "0.005, both of these": functools.partial(apart, 0.005, **_SHORTER, **_OUTPUTS),
     "0.02, both of these": functools.partial(apart, 0.02, **_SHORTER, **_OUTPUTS),
+    "0.01, others 0.01, both": functools.partial(_apart, 0.01),
+    "0.01, both, b2 0.95": functools.partial(_apart, b2=0.95),
+    "0.01, both, exponent 1": functools.partial(_apart, exponent=1.0),
+    "0.01, both, damping 0.03": functools.partial(_apart, damping=0.03),
+    "0.01, both, damping 0.3": functools.partial(_apart, damping=0.3),
   },
 }
 """Settings of the two methods, as many for each, by the rate of the matrices."""

@@ -212,7 +212,8 @@ def experiment(
     optimizers: by name, for each task.
     seeds: runs with the chosen settings, unless the options say how many.
     search: how settings are chosen.
-    points: how many times metrics are taken in a run.
+    points: how many times metrics are taken in a run, if that is no more than every
+      tenth step.
     needed: optimizers without which there is no report.
 
   Returns:
@@ -221,6 +222,7 @@ def experiment(
   tasks, seeds = options.chosen_tasks(tasks), options.seeds or seeds
   taking_part = {task: options.chosen(optimizers[task], needed) for task in tasks}
   if options.steps is not None:
+    points = min(points, max(1, options.steps // 10))
     tasks = {n: _stopped(task, options.steps) for n, task in tasks.items()}
     taking_part = {
       task: {n: _stopped(o, options.steps) for n, o in found.items()}

@@ -119,6 +119,7 @@ RIVALS: dict[str, Rival] = {
   "mbf (10, 100), warm": periods(_MBF, 10, 100, warm),
   "mbf_true": Rival(mbf_optax.mbf, with_sampled),
   "mbf_adam": Rival(mbf_optax.mbf_adam),
+  "mbf_adam, nesterov": Rival(functools.partial(mbf_optax.mbf_adam, nesterov=True)),
   "mbf_adam, two rates": Rival(baselines.mbf_adam_two_rates),
   "momentum on adam": Rival(baselines.momentum_adam),
   "mbf on adam": Rival(functools.partial(baselines.mbf_on_adam, **_GRAFTED_PERIOD)),

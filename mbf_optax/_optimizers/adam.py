@@ -109,10 +109,10 @@ def scale_by_mbf_adam(
   identity where that is 0.4 or more, and Adam's own scaling of inputs whose scales
   differ by orders of magnitude. The persistence
   :math:`\kappa` of a layer is near one while its gradient persists; then the step
-  follows Adam's momentum at Adam's length. It is near zero where the gradient is noise
-  or oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers
-  have matrices of their outputs as well and are scaled as one. Whatever is read element
-  by element takes :math:`a` itself.
+  follows Adam's momentum, rows scaled by :math:`F_b`, at Adam's length. It is near zero
+  where the gradient is noise or oscillates; then the matrix acts with its full
+  exponent. ``"two_sided"`` layers have matrices of their outputs as well and are scaled
+  as one. Whatever is read element by element takes :math:`a` itself.
 
   Args:
     b1: Adam's first decay, in ``[0, 1)``.
@@ -149,6 +149,8 @@ def scale_by_mbf_adam(
     ValueError: for a hyperparameter out of its range; in ``init`` for parameters that
       cannot be trained or a partition that does not fit them; in ``update`` for
       gradients or a state that do not fit the parameters, see :func:`check_state`.
+    TypeError: for a hyperparameter of a wrong type, and in ``update`` for the state of
+      another transformation.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax

@@ -55,6 +55,7 @@ def mbf(
 
   Raises:
     ValueError: for a hyperparameter out of its range.
+    TypeError: for one of a wrong type.
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax, optax
@@ -114,11 +115,11 @@ def mbf_adam(
   """Adam with a matrix for every mini-block: the drop-in for ``adam`` and ``adamw``.
 
   Takes every call of ``optax.adam`` or ``optax.adamw`` with the name changed,
-  positional arguments included, and Adam's learning rate. Every mini-block moves as far
-  as Adam would move it, in a direction that knows how the weights of a neuron or a
-  kernel vary together; see :func:`scale_by_mbf_adam`. Norms, embeddings, biases of
-  convolutions and dense layers of fewer than five outputs, or of more than 32 inputs
-  for each, move exactly as under Adam.
+  positional arguments included, and Adam's learning rate. Every kernel of a
+  convolution, and every dense layer as a whole, moves as far as Adam would move it, in
+  a direction that knows how weights vary together; see :func:`scale_by_mbf_adam`.
+  Norms, embeddings, biases of convolutions and dense layers of fewer than five outputs,
+  or of more than 32 inputs for each, move exactly as under Adam.
 
   Args:
     learning_rate: as for Adam, a number or a schedule.
@@ -132,8 +133,9 @@ def mbf_adam(
       decay.
     nesterov: whether Adam takes Nesterov's momentum; a Python boolean.
     damping: relative to the matrices' mean diagonal; see :func:`scale_by_mbf_adam`.
-    exponent: of the inverse, where the gradient does not persist; 0 is Adam's momentum,
-      1 the paper's inverse; a number or a schedule.
+    exponent: of the inverse, where the gradient does not persist; 0 is Adam's momentum
+      (rows of very uneven scales are scaled), 1 the paper's inverse; a number or a
+      schedule.
     output_exponent: the same for the outputs of ``"two_sided"`` layers.
     curvature_ema: decay of the block statistics, in ``[0, 1)``.
     curvature_update_period: steps between statistics.
@@ -149,6 +151,7 @@ def mbf_adam(
 
   Raises:
     ValueError: for a hyperparameter out of its range.
+    TypeError: for one of a wrong type.
 
   Examples:
     >>> import jax, jax.numpy as jnp, mbf_optax, optax

@@ -2,8 +2,8 @@
 
 Called outside of ``jax.jit``, every operation of an update is a program of its own, and
 every branch of it is compiled again in every step: seconds a step where Adam's takes
-milliseconds. So an update that is called with plain arrays compiles itself as a whole,
-once for each transformation and each tree of shapes.
+milliseconds. So an update that is called with arrays that lie on no mesh compiles
+itself as a whole, once for each transformation and each tree of shapes.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mbf_optax._mesh.devices import sharding_of
+from mbf_optax._optimizers.state import as_arrays
 
 
 def compiled_when_eager(update: Callable) -> Callable:
@@ -39,7 +40,8 @@ def compiled_when_eager(update: Callable) -> Callable:
     **extra_args: Any,
   ) -> tuple[Any, Any]:
     del params, extra_args
-    given = {"curvature_gradients": curvature_gradients, "warm_start": warm_start}
+    updates, second = as_arrays(updates), as_arrays(curvature_gradients)
+    given = {"curvature_gradients": second, "warm_start": warm_start}
     is_plain = all(map(_is_plain, jax.tree.leaves((updates, state, given))))
     return (compiled if is_plain else update)(updates, state, **given)
 
@@ -47,6 +49,6 @@ def compiled_when_eager(update: Callable) -> Callable:
 
 
 def _is_plain(leaf: Any) -> bool:
-  """Whether a leaf is an array of numbers on one device."""
+  """Whether a leaf is an array, and lies on no mesh."""
   is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
   return is_concrete and sharding_of(leaf) is None

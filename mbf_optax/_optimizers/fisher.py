@@ -122,6 +122,8 @@ def scale_by_mbf(
       parameters or a partition that does not fit them; in ``update`` for gradients that
       differ from the parameters in structure or shape, and for a state of another
       partition, see :func:`check_state`.
+    TypeError: for a hyperparameter of a wrong type, and in ``update`` for the state of
+      another transformation.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax, mbf_optax

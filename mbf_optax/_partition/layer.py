@@ -81,7 +81,8 @@ class Layer:
     if self.elementwise and self.block_axes:
       raise ValueError(
         f"mbf_optax.Layer: the estimator {self.estimator!r} reads element by element"
-        f" and takes no block axes, got {self.block_axes}."
+        f" and takes no block axes, got {self.block_axes}; leave them out, or take"
+        ' another estimator such as "full".'
       )
     if not self.elementwise and not self.block_axes:
       raise ValueError(
@@ -236,7 +237,8 @@ def read(
   if len({*axes, *stack}) != len(axes) + len(stack):
     raise ValueError(
       f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and"
-      f" stacked axes {layer.stack_axes} must all be distinct."
+      f" stacked axes {layer.stack_axes} must all be distinct; an axis that stacks"
+      " layers is not within their blocks."
     )
   if (axes, stack) != (layer.block_axes, layer.stack_axes):
     layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
@@ -285,9 +287,15 @@ def check_cover(readings: Sequence[Reading], leaves: Leaves) -> None:
   for reading in readings:
     for path in reading.paths:
       if path not in leaves:
-        raise ValueError(f"mbf_optax: the partition reads {path!r}, which is no leaf.")
+        raise ValueError(
+          f"mbf_optax: the partition reads {path!r}, which is no leaf; it has to read"
+          " the leaves of the tree that it is given."
+        )
       if path in seen:
-        raise ValueError(f"mbf_optax: the partition reads {path!r} twice.")
+        raise ValueError(
+          f"mbf_optax: the partition reads {path!r} twice; a leaf has one reading, and"
+          " a bias that joins its weight's has none of its own."
+        )
       seen.add(path)
   for path in leaves:
     if path not in seen:

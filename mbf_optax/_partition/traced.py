@@ -103,7 +103,7 @@ def traced_partition(
   ``jax.lax.scan`` scans, and ``jax.vmap`` over parameters. A convolution has one block
   per kernel, over its spatial offsets, or is a dense layer over offsets and inputs
   where it has one offset, where its kernel equals its stride (a patch embedding) or
-  where it has more than 200 offsets. What is added to a product, one element for every
+  where it has 196 offsets or more. What is added to a product, one element for every
   output, is its bias. Embeddings, norms, and all else that meets data element by
   element is read so.
 

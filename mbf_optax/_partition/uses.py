@@ -5,14 +5,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from mbf_optax._partition.conventions import PATCH
 from mbf_optax._partition.views import NEW, Atom, Shape, Span, View, shared_axes
 
 Role = Literal["contracted", "stacked", "counted", "spatial"]
 Kind = Literal[
   "product", "convolution", "patches", "upsampling", "elementwise", "divided"
 ]
-
-_MOST_OFFSETS = 200  # a "convolution" over more is a dense layer over patches
 
 
 class Use(NamedTuple):
@@ -173,7 +172,7 @@ def in_convolution(view: View, kernel: Shape, params: Mapping[str, Any]) -> Use:
   if offsets == tuple(params["lhs_dilation"]) and math.prod(offsets) > 1:
     return _use("upsampling", found)
   moved = offsets == tuple(params["window_strides"])
-  if moved or math.prod(offsets) == 1 or math.prod(offsets) > _MOST_OFFSETS:
+  if moved or math.prod(offsets) == 1 or math.prod(offsets) >= PATCH:
     return _use("patches", found)
   return _use("convolution", found)
 

@@ -21,8 +21,8 @@ def check_state(
   Compares names, shapes and dtypes with those of ``tx.init(params)``; nothing is
   allocated, and all three may be given as shapes. A state of another partition, of
   other parameters or of a release with another layout is refused by the first entry
-  that differs, whose path holds the layer's. :func:`scale_by_mbf` makes the same check
-  of its layers in every ``update``, when it is traced.
+  that differs, whose path holds the layer's. Both optimizers make the same check of
+  their layers in every ``update``, when it is traced.
 
   Containers are compared by their keys alone, so that a checkpoint can be checked by
   its metadata before anything is read. With orbax, whose own restore names no layer::
@@ -51,8 +51,8 @@ def check_state(
     Traceback (most recent call last):
     ValueError: mbf_optax: the state's '0/curvature/Dense_0/kernel/statistics' is
     float32(10, 2) but should be float32(1, 4, 4). It was made with another partition,
-    other parameters or another version of mbf_optax: restore it with those, or start
-    anew from tx.init(params).
+    inverse_dtype, mu_dtype or chain, other parameters or another version of mbf_optax:
+    restore it with those, or start anew from tx.init(params).
   """
   expected = jax.eval_shape(tx.init, params)
   checks.same_state(plain(state)[0], plain(expected)[0])

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from mbf_optax._estimators.table import estimator_of
+from mbf_optax._linalg.shifts import POLES
 from mbf_optax._optimizers.adam import scale_by_mbf_adam
 from mbf_optax._optimizers.fisher import MbfState, scale_by_mbf
 from mbf_optax._partition.choice import for_mbf, for_mbf_adam
@@ -33,7 +34,8 @@ class LayerSummary(NamedTuple):
     state_bytes: bytes of moments, statistics and inverses.
     apply_flops: floating-point operations of every step.
     statistics_flops: operations of a statistics update.
-    inverse_flops: operations of an inverse update.
+    inverse_flops: operations of a refresh, in which ``mbf_adam`` makes five inverses
+      of every matrix for its power.
   """
 
   path: str
@@ -113,7 +115,7 @@ def summarize(
   Returns:
     A :class:`Summary`: print it, a Markdown table. ``apply``, ``statistics`` and
     ``inverse`` are floating-point operations of each step, of a statistics update and
-    of an inverse update.
+    of a refresh of the inverses.
 
   Raises:
     ValueError: as the optimizer's ``init(params)`` does.
@@ -132,7 +134,7 @@ def summarize(
   """
   partition = checks.partition(flax_partition() if partition is None else partition)
   checks.choice("optimizer", optimizer, tuple(_OPTIMIZERS))
-  transformation, choose = _OPTIMIZERS[optimizer]
+  transformation, choose, inverses = _OPTIMIZERS[optimizer]
   tx = transformation(partition=partition, inverse_dtype=inverse_dtype)
   state = jax.eval_shape(tx.init, params)
   readings = [c for r in partition(params) for c in choose(r)]
@@ -141,13 +143,27 @@ def summarize(
   for reading in readings:
     held = [moment[path] for moment in moments for path in reading.paths]
     held.append(state.curvature.get(reading.path))
-    rows.append(_row(reading, _bytes(held)))
+    rows.append(_row(reading, _bytes(held), inverses))
   return Summary(tuple(rows), _bytes(state), _elements(params))
 
 
-_OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[[Reading], Any]]] = {
-  "mbf": (scale_by_mbf, for_mbf),
-  "mbf_adam": (scale_by_mbf_adam, for_mbf_adam),
+class _Choice(NamedTuple):
+  """An optimizer.
+
+  Attributes:
+    transformation: makes its state.
+    choose: its choice of estimators.
+    inverses: that a refresh makes of every matrix.
+  """
+
+  transformation: Callable[..., optax.GradientTransformation]
+  choose: Callable[[Reading], list[Reading]]
+  inverses: int
+
+
+_OPTIMIZERS = {
+  "mbf": _Choice(scale_by_mbf, for_mbf, 1),
+  "mbf_adam": _Choice(scale_by_mbf_adam, for_mbf_adam, POLES),
 }
 
 
@@ -158,8 +174,9 @@ def _moments(state: Any) -> list[Any]:
   return [state.adam.mu, state.adam.nu]
 
 
-def _row(reading: Reading, state_bytes: int) -> LayerSummary:
+def _row(reading: Reading, state_bytes: int, inverses: int) -> LayerSummary:
   operations = estimator_of(reading).operations()
+  operations = operations._replace(inverse=inverses * operations.inverse)
   return LayerSummary(
     reading.path,
     reading.shape,

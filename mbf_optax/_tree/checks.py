@@ -9,6 +9,11 @@ import numpy as np
 
 from mbf_optax._tree import paths
 
+_ROUNDED = (
+  " optax.inject_hyperparams rounds hyperparameters to the parameters' dtype: where"
+  " that is half precision, give it hyperparam_dtype=jnp.float32."
+)
+
 
 def _concrete(value: Any) -> bool:
   """Whether a hyperparameter's value is known; schedules and tracers are not."""
@@ -46,8 +51,8 @@ def no_schedule(name: str, value: Any) -> None:
   """Raises a ``ValueError`` for a function where a number is needed."""
   if callable(value):
     raise ValueError(
-      f"mbf_optax: {name} is a function; only the learning rate, the weight decay, the"
-      " damping and the exponents can be schedules. optax.inject_hyperparams makes"
+      f"mbf_optax: {name} is a function; only the learning rate, the damping and"
+      " the exponents can be schedules. optax.inject_hyperparams makes"
       " schedules of the others."
     )
 
@@ -58,7 +63,10 @@ def decay(name: str, value: Any) -> None:
   if _concrete(value):
     array = _number(name, value)
     if not np.all((array >= 0) & (array < 1)):
-      raise ValueError(f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.")
+      raise ValueError(
+        f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say."
+        + _ROUNDED * bool(np.all(array == 1))
+      )
 
 
 def period(name: str, value: Any) -> None:
@@ -145,7 +153,8 @@ def same_structure(updates: Any, momentum: Any) -> None:
     if given[path].shape != expected[path].shape:
       raise ValueError(
         f"mbf_optax: the gradient of {path!r} has shape {given[path].shape}, the"
-        f" parameter has {expected[path].shape}."
+        f" parameter has {expected[path].shape}; make the state of the parameters"
+        " that are differentiated, by tx.init(params)."
       )
 
 
@@ -160,8 +169,9 @@ def same_state(state: Any, expected: Any) -> None:
     if has != should:
       raise ValueError(
         f"mbf_optax: the state's {path!r} is {has} but should be {should}. It was made"
-        " with another partition, other parameters or another version of mbf_optax:"
-        " restore it with those, or start anew from tx.init(params)."
+        " with another partition, inverse_dtype, mu_dtype or chain, other parameters or"
+        " another version of mbf_optax: restore it with those, or start anew from"
+        " tx.init(params)."
       )
 
 

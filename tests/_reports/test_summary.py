@@ -114,6 +114,9 @@ def test_operations_are_amortised():
   each, rarely = summary.flops_per_step(1, 1), summary.flops_per_step(10, 100)
   assert each == row.apply_flops + row.statistics_flops + row.inverse_flops
   assert rarely == row.apply_flops + row.statistics_flops / 10 + row.inverse_flops / 100
+  # A power is made of five inverses, and there are matrices of the outputs too.
+  (both,) = mbf_optax.summarize(params).layers
+  assert both.inverse_flops == 5 * 2 * (100**3 + 10**3)
 
 
 def test_nothing_is_allocated_for_models_that_do_not_fit():

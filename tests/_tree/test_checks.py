@@ -172,3 +172,17 @@ def test_curvature_gradients_that_lack_a_leaf(second):
   tx = mbf_optax.scale_by_mbf()
   with refused("curvature_gradients", "'Dense_0/kernel'", "(3, 2)"):
     tx.update(PARAMS, tx.init(PARAMS), curvature_gradients=second)
+
+
+@pytest.mark.promotes  # optax multiplies a rate in float32 with updates in bfloat16
+def test_decays_that_half_precision_rounds_to_one():
+  params = {"Dense_0": {"kernel": jnp.ones((3, 8), jnp.bfloat16)}}
+  static = ("weight_decay", "mask")
+  rounded = optax.inject_hyperparams(mbf_optax.mbf_adam, static_args=static)(1e-3)
+  with pytest.raises(ValueError, match=r"b2 is 1\.0; .* hyperparam_dtype=jnp\.float32"):
+    rounded.init(params)
+  remedy = optax.inject_hyperparams(
+    mbf_optax.mbf_adam, static_args=static, hyperparam_dtype=jnp.float32
+  )(1e-3)
+  updates, _ = jax.jit(remedy.update)(params, remedy.init(params))
+  assert jnp.all(updates["Dense_0"]["kernel"] < 0)

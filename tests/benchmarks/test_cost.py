@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from benchmarks.cost import compilation, device, python_sources
+from benchmarks.cost import __main__ as step_costs
+from benchmarks.cost import compilation, device, growth, python_sources
 from benchmarks.cost.loops import Loop, compile_all
-from benchmarks.cost.measure import _at_count, _shares
+from benchmarks.cost.measure import Cost, _at_count, _shares
 from benchmarks.cost.optimizers import Timed
+from benchmarks.cost.report import Record
 from mbf_optax._tree.paths import flatten
 
 PERIODS = {"curvature_update_period": 3, "inverse_update_period": 6}
@@ -156,3 +158,40 @@ def test_the_device_benchmark_times_trains_and_keeps(monkeypatch, tmp_path, caps
   text = (tmp_path / "device.md").read_text()
   assert text in capsys.readouterr().out
   assert "autoencoder: mbf_adam" in text
+
+
+RESULTS = pathlib.Path(device.__file__).parent / "results"
+
+
+def test_costs_of_one_problem_replace_those_alone(tmp_path):
+  record = Record(tmp_path / "cost.json")
+  adam, mbf = Cost(0.01, 0.01, 2.0, 8, 1), Cost(0.015, 0.03, 5.0, 20, 1)
+  record.keep("autoencoder", {"adam": adam, "mbf": adam})
+  record.keep("resnet32", {"adam": adam, "mbf": adam})
+  record.keep("autoencoder", {"adam": adam, "mbf": mbf})
+  again = Record(record.path)
+  assert again.costs()["autoencoder"] == {"adam": adam, "mbf": mbf}
+  assert again.costs()["resnet32"]["mbf"] == adam
+  text = step_costs.page(again)
+  assert text.count(f"jax {jax.__version__}") == 1  # both were made alike
+  (row,) = (
+    line for line in text.splitlines() if line.startswith("| mbf ") and "3.00" in line
+  )
+  assert [cell.strip() for cell in row.split("|")][2:5] == ["1.50", "3.00", "2.5"]
+
+
+def test_growth_has_a_table_for_each_axis_by_size(tmp_path):
+  record, adam = Record(tmp_path / "growth.json"), Cost(0.01, 0.01, 2.0, 8, 1)
+  for name, seconds in (("width 512", 0.02), ("batch 16", 0.03), ("width 256", 0.01)):
+    record.keep(name, {"adam": adam, "mbf": adam._replace(mean=seconds)})
+  assert list(growth.by_axis(record)["width"]) == [256, 512]
+  lines = growth.page(record).splitlines()
+  rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+  assert ["512", "10.0", "2.00"] in rows
+  assert ["16", "10.0", "3.00"] in rows
+
+
+@pytest.mark.parametrize(("name", "made"), [("cost", step_costs), ("growth", growth)])
+def test_kept_pages_are_those_of_their_records(name, made):
+  page = made.page(Record(RESULTS / f"{name}.json"))
+  assert (RESULTS / f"{name}.md").read_text() == page
