@@ -36,12 +36,14 @@ def _mbf(statistics: int, inverse: int, dense: str = "auto", rank: int = 16) -> 
   return Timed(tx, statistics, inverse)
 
 
-def _mbf_adam(statistics: int, inverse: int, dense: str) -> Timed:
+def _mbf_adam(
+  statistics: int, inverse: int, dense: str = "auto", block_limit: int = 1024
+) -> Timed:
   tx = mbf_optax.mbf_adam(
     _RATE,
     curvature_update_period=statistics,
     inverse_update_period=inverse,
-    partition=mbf_optax.flax_partition(dense=dense),
+    partition=mbf_optax.flax_partition(dense=dense, block_limit=block_limit),
   )
   return Timed(tx, statistics, inverse)
 
@@ -68,8 +70,9 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(1,20)": lambda: _mbf(1, 20),
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
-  "mbf_adam(1,1)": lambda: _mbf_adam(1, 1, "auto"),
-  "mbf_adam": lambda: _mbf_adam(1, 10, "auto"),
-  "mbf_adam one side": lambda: _mbf_adam(1, 10, "shared"),
-  "mbf_adam(10,100)": lambda: _mbf_adam(10, 100, "auto"),
+  "mbf_adam(1,1)": lambda: _mbf_adam(1, 1),
+  "mbf_adam": lambda: _mbf_adam(1, 10),
+  "mbf_adam one side": lambda: _mbf_adam(1, 10, "shared", 128),
+  "mbf_adam one side, 1024": lambda: _mbf_adam(1, 10, "shared"),
+  "mbf_adam(10,100)": lambda: _mbf_adam(10, 100),
 }

@@ -8,7 +8,9 @@ chooses a setting of each; those after it are reported.
 
 python -m benchmarks.nanogpt.muon --data-dir FOLDER_OF_TINYSHAKESPEARE
 
-The runs are kept in ``results/muon.json``, and ``--report`` makes the tables anew.
+The runs are kept in ``results/muon.json``, the seconds of what is reported, timed in
+turn, in ``results/muon_seconds.json``; ``--report`` makes the tables anew. ``--beside``
+leaves the timing out, for machines that do other work.
 """
 
 import argparse
@@ -23,14 +25,17 @@ import optax
 import mbf_optax
 from benchmarks import baselines
 from benchmarks.nanogpt.training import (
+  EVERY,
   Build,
   Setting,
   keep,
   kept,
   made_with,
+  seconds_a_step,
   texts,
   train,
 )
+from benchmarks.paper.report import table
 
 SETTING = Setting(layers=2, batch=16, steps=600)
 RATE, WARMUP = 3e-3, 50
@@ -150,24 +155,46 @@ def train_all(options: argparse.Namespace) -> None:
 
   trained(tries, [0])
   chosen = [f"{method}, {best(runs, method)}" for method in TRIED]
-  trained(
-    DROP_INS | {name: tries[name] for name in chosen}, range(1, options.seeds + 1)
-  )
+  reported = DROP_INS | {name: tries[name] for name in chosen}
+  trained(reported, range(1, options.seeds + 1))
+  if not options.beside:
+    keep(options.out / "muon_seconds.json", seconds_a_step(reported, SETTING, halves))
+
+
+def in_time(runs: Runs, seconds: Mapping[str, float]) -> dict[str, np.ndarray]:
+  """Losses of the reported seeds after the time that the fastest training takes."""
+  least = min(seconds.values()) * SETTING.steps
+  at = EVERY * (1 + np.arange(SETTING.steps // EVERY))
+  return {
+    name: np.array(
+      [
+        np.interp(least / a_step, at, run["validation"])
+        for seed, run in runs[name].items()
+        if seed != "0"
+      ]
+    )
+    for name, a_step in seconds.items()
+  }
 
 
 def report(folder: pathlib.Path) -> str:
   """The page of the runs that are kept in a folder."""
   path = folder / "muon.json"
   runs = kept(path)
-  found = results(runs)
-  muons, ours = list(found.values())[-2:]
-  error = np.sqrt(sum(losses.var(ddof=1) / len(losses) for losses in (muons, ours)))
-  difference = ours.mean() - muons.mean()
-  rows = ["| optimizer | validation loss in the end | seeds |", "| --- | --- | --- |"]
-  for name, losses in found.items():
-    spread = losses.std(ddof=1) / np.sqrt(len(losses))
-    seeds = ", ".join(f"{loss:.3f}" for loss in losses)
-    rows.append(f"| {name} | {losses.mean():.3f} ± {spread:.3f} | {seeds} |")
+  found, seconds = results(runs), kept(folder / "muon_seconds.json")
+  timely = in_time(runs, seconds)
+  titles = ["optimizer", "validation loss in the end", "in the fastest one's time"]
+  titles += ["ms a step", "seeds"]
+  rows = [
+    [
+      name,
+      mean_and_error(losses),
+      mean_and_error(timely[name]),
+      f"{1e3 * seconds[name]:.1f}",
+      ", ".join(f"{loss:.3f}" for loss in losses),
+    ]
+    for name, losses in found.items()
+  ]
   tries = ["| tried with seed 0 | validation loss in the end |", "| --- | --- |"]
   for method, settings in TRIED.items():
     names = [f"{method}, {setting}" for setting in settings]
@@ -178,11 +205,29 @@ def report(folder: pathlib.Path) -> str:
     " `python -m benchmarks.nanogpt.muon --report`. A number behind a name is the rate"
     f" of the matrices; everything else is at {RATE:g} and decay at {DECAY:g} unless"
     " it says so. The rates as drop-ins are Adam's usual one. Means ± standard errors"
-    " over seeds that chose nothing. Trainings ran side by side: no seconds.\n\n"
+    " over seeds that chose nothing. Trainings ran side by side; steps were timed"
+    " apart, in turn. A slower method is read before its schedule has ended there.\n\n"
     f"**mbf_adam's loss less muon's, each at its best of {len(TRIED['muon'])} settings:"
-    f" {difference:+.3f}, {abs(difference) / error:.1f} standard errors.**\n\n"
-    + "\n".join([*rows, "", *tries, ""])
+    f" {_ahead(found)}; in the fastest one's time {_ahead(timely)}.**\n\n"
+    + "\n".join([table(titles, rows), "", *tries, ""])
   )
+
+
+def mean_and_error(losses: np.ndarray) -> str:
+  """Their mean and its standard error."""
+  return f"{losses.mean():.3f} ± {_error(losses):.3f}"
+
+
+def _ahead(losses: Mapping[str, np.ndarray]) -> str:
+  """How far the last method is ahead of the one before it."""
+  muons, ours = list(losses.values())[-2:]
+  difference = ours.mean() - muons.mean()
+  error = np.hypot(_error(muons), _error(ours))
+  return f"{difference:+.3f} ({abs(difference) / error:.1f} standard errors)"
+
+
+def _error(losses: np.ndarray) -> float:
+  return losses.std(ddof=1) / np.sqrt(len(losses))
 
 
 def main() -> None:
@@ -193,6 +238,9 @@ def main() -> None:
   parser.add_argument("--data-dir", type=pathlib.Path, help="of tinyshakespeare.txt")
   parser.add_argument("--seeds", type=int, default=3, help="reported, from 1 on")
   parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+  parser.add_argument(
+    "--beside", action="store_true", help="other work runs: no timing"
+  )
   parser.add_argument("--report", action="store_true", help="from the kept runs")
   options = parser.parse_args()
   if not options.report:

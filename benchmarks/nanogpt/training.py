@@ -1,10 +1,9 @@
 """Trainings of nanoGPT's network on tiny-shakespeare."""
 
-import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,43 +69,86 @@ def batches(text: np.ndarray, batch: int, count: int, seed: int) -> jax.Array:
   return jnp.asarray(text[starts + np.arange(CONTEXT + 1)])
 
 
+class Training:
+  """A network, its optimizer and its batches, compiled.
+
+  Attributes:
+    stream: ``(steps, batch, CONTEXT + 1)`` characters, a batch a step.
+  """
+
+  def __init__(
+    self,
+    build: Build,
+    setting: Setting,
+    halves: tuple[np.ndarray, np.ndarray],
+    seed: int,
+  ):
+    train_text, test_text = halves
+    model, tx = GPT(int(train_text.max()) + 1, setting.layers), build()
+
+    def objective(params: Any, tokens: jax.Array) -> jax.Array:
+      logits = model.apply({"params": params}, tokens[:, :-1])
+      return loss(logits, tokens[:, 1:])
+
+    def step(carry: tuple[Any, Any], tokens: jax.Array) -> tuple[Any, jax.Array]:
+      params, state = carry
+      value, gradient = jax.value_and_grad(objective)(params, tokens)
+      updates, state = tx.update(gradient, state, params)
+      return (optax.apply_updates(params, updates), state), value
+
+    held_out = batches(test_text, setting.batch, VALIDATION, 0)
+    self._validate = jax.jit(
+      lambda params: jnp.mean(
+        jax.lax.map(lambda tokens: objective(params, tokens), held_out)
+      )
+    )
+    self.stream = batches(train_text, setting.batch, setting.steps, seed + 1)
+    params = model.init(jax.random.key(seed), self.stream[0, :, :-1])["params"]
+    self._carry = params, tx.init(params)
+    compiled = jax.jit(step, donate_argnums=0)
+    self._step = compiled.lower(self._carry, self.stream[0]).compile()
+
+  def train(self, tokens: jax.Array) -> tuple[float, float]:
+    """Steps on some batches: their mean loss, and the seconds."""
+    begun, total = time.perf_counter(), jnp.zeros(())
+    for batch in tokens:
+      self._carry, value = self._step(self._carry, batch)
+      total += value
+    total.block_until_ready()
+    return float(total) / len(tokens), time.perf_counter() - begun
+
+  def validation(self) -> float:
+    """The loss on held-out text."""
+    return float(self._validate(self._carry[0]))
+
+
 def train(
   build: Build, setting: Setting, halves: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, list[float]]:
   """Validation loss after every hundredth step, and the seconds until then."""
-  (train_text, test_text), steps = halves, setting.steps
-  model, tx = GPT(int(train_text.max()) + 1, setting.layers), build()
-
-  def objective(params: Any, tokens: jax.Array) -> jax.Array:
-    logits = model.apply({"params": params}, tokens[:, :-1])
-    return loss(logits, tokens[:, 1:])
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry: tuple[Any, Any], tokens: jax.Array) -> tuple[Any, jax.Array]:
-    params, state = carry
-    value, gradient = jax.value_and_grad(objective)(params, tokens)
-    updates, state = tx.update(gradient, state, params)
-    return (optax.apply_updates(params, updates), state), value
-
-  @jax.jit
-  def validate(params: Any) -> jax.Array:
-    return jnp.mean(jax.lax.map(lambda tokens: objective(params, tokens), held_out))
-
-  held_out = batches(test_text, setting.batch, VALIDATION, 0)
-  stream = batches(train_text, setting.batch, steps, seed + 1)
-  params = model.init(jax.random.key(seed), stream[0, :, :-1])["params"]
-  carry = params, tx.init(params)
-  compiled = step.lower(carry, stream[0]).compile()
+  training = Training(build, setting, halves, seed)
   record: dict[str, list[float]] = {"validation": [], "train": [], "seconds": []}
   seconds = 0.0
-  for start in tqdm(range(0, steps, EVERY), leave=False):
-    begun, total = time.perf_counter(), jnp.zeros(())
-    for tokens in stream[start : start + EVERY]:
-      carry, value = compiled(carry, tokens)
-      total += value
-    total.block_until_ready()
-    seconds += time.perf_counter() - begun
+  for start in tqdm(range(0, setting.steps, EVERY), leave=False):
+    mean, passed = training.train(training.stream[start : start + EVERY])
+    seconds += passed
     record["seconds"].append(round(seconds, 2))
-    record["train"].append(round(float(total) / EVERY, 4))
-    record["validation"].append(round(float(validate(carry[0])), 4))
+    record["train"].append(round(mean, 4))
+    record["validation"].append(round(training.validation(), 4))
   return record
+
+
+def seconds_a_step(
+  builds: Mapping[str, Build],
+  setting: Setting,
+  halves: tuple[np.ndarray, np.ndarray],
+  rounds: int = 5,
+) -> dict[str, float]:
+  """Medians over chunks of ``EVERY`` steps that the optimizers train in turn."""
+  trainings = {n: Training(build, setting, halves, 0) for n, build in builds.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in builds}
+  for _ in tqdm(range(1 + rounds), desc="timing"):
+    for name, training in trainings.items():
+      seconds[name].append(training.train(training.stream[:EVERY])[1] / EVERY)
+  # The first one warms up, and has mbf_adam's early refreshes.
+  return {name: float(np.median(found[1:])) for name, found in seconds.items()}

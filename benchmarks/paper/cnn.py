@@ -114,7 +114,9 @@ def of_record(record: Mapping[str, Any]) -> Report:
     [name, *(found.accuracy for found in values.values())]
     for name, values in PAPER.items()
   ]
-  parts = [tables.sections(outcomes, METRICS), "### The paper", table(titles, rows)]
+  compared = ("mbf_adam, nesterov", "mbf_adam", "mbf")
+  tested = tables.sections(outcomes, METRICS, compared)
+  parts = [tested, "### The paper", table(titles, rows)]
   figures = {
     "loss": tables.comparison_figure(outcomes, ["test accuracy"]),
     "exponents": tables.exponents_figure(outcomes),

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.nanogpt import muon
+import mbf_optax
+from benchmarks.nanogpt import muon, training
 from benchmarks.nanogpt.model import CONTEXT, GPT, WIDTH, loss
 from benchmarks.nanogpt.training import batches
 
@@ -87,6 +88,55 @@ def test_the_documentation_says_what_the_runs_of_two_layers_say():
   docs = (muon.RESULTS.parents[2] / "docs/migrating.md").read_text()
   for said in (*with_errors, f"at {plain.mean():.3f} and {adam.mean():.3f}"):
     assert said in docs, said
+
+
+def test_losses_in_the_time_of_the_fastest_are_read_off_the_curves():
+  falling = {"validation": [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]}
+  runs = {"fast": {"0": falling, "1": falling}, "slow": {"1": falling, "2": falling}}
+  found = muon.in_time(runs, {"fast": 0.01, "slow": 0.02})
+  np.testing.assert_allclose(found["fast"], [1.0])
+  np.testing.assert_allclose(found["slow"], [4.0, 4.0])  # after half of 600 steps
+
+
+@pytest.mark.promotes
+def test_steps_are_timed_in_turn(monkeypatch):
+  monkeypatch.setattr(training, "EVERY", 2)
+  monkeypatch.setattr(training, "VALIDATION", 1)
+  text = np.arange(200, dtype=np.int32) % 7
+  builds = {"adam": lambda: optax.adam(1e-3), "mbf_adam": muon.DROP_INS["mbf_adam"]}
+  setting = training.Setting(layers=1, batch=2, steps=4)
+  found = training.seconds_a_step(builds, setting, (text, text), rounds=2)
+  assert list(found) == ["adam", "mbf_adam"]
+  assert min(found.values()) > 0
+  record = training.train(builds["adam"], setting, (text, text), seed=0)
+  assert [len(values) for values in record.values()] == [2, 2, 2]
+
+
+@pytest.mark.promotes
+def test_two_equal_rates_are_mbf_adam_itself_with_a_mask():
+  """What the documentation gives as the recipe."""
+  model, tokens = GPT(7, layers=1), jnp.zeros((1, 8), jnp.int32)
+  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  best = {"curvature_ema": 0.95, "output_exponent": 0.75}
+  two = muon.apart(0.01, 0.01, **best)
+  one = mbf_optax.mbf_adam(
+    muon.schedule(0.01),
+    weight_decay=0.1,
+    mask=lambda p: jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", p),
+    nesterov=True,
+    **best,
+  )
+  states = [tx.init(params) for tx in (two, one)]
+  gradients = jax.tree.map(lambda p: jnp.cos(50 * p), params)
+  for _ in range(3):
+    gradients = jax.tree.map(lambda g: 2 * g**2 - 1, gradients)
+    (theirs, states[0]), (mine, states[1]) = (
+      tx.update(gradients, state, params)
+      for tx, state in zip((two, one), states, strict=True)
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), mine, theirs
+    )
 
 
 @pytest.mark.promotes
