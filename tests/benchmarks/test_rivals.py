@@ -41,7 +41,7 @@ def task():
   "optimizers",
   [
     autoencoder._optimizers("cpu"),
-    cnn._optimizers("cpu", "resnet"),
+    cnn._optimizers("cpu", "resnet", cnn._cpu()),
     frequencies.optimizers(frequencies.STARTS["mnist"], "cpu"),
     graft._optimizers("cpu", "resnet"),
     graph.optimizers(graph.SIZES["cpu"]),
