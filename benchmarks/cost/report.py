@@ -42,7 +42,8 @@ class Record:
 
   def made_with(self) -> str:
     """The versions and devices of all that is kept."""
-    lines = [_line(kept["environment"]) for kept in self._kept.values()]
+    made = [kept["environment"] for kept in self._kept.values()]
+    lines = [f"{versions(one)}, {one['device']}" for one in made]
     return "; ".join(dict.fromkeys(lines))
 
 
@@ -74,6 +75,7 @@ def environment() -> dict[str, Any]:
   }
 
 
-def _line(made: Mapping[str, Any]) -> str:
-  versions = ", ".join(f"{name} {v}" for name, v in made["versions"].items())
-  return f"{versions}, Python {made['python']}, {made['device']}"
+def versions(made: Mapping[str, Any]) -> str:
+  """Those of an :func:`environment`, in words."""
+  packages = (f"{name} {version}" for name, version in made["versions"].items())
+  return ", ".join([*packages, f"Python {made['python']}"])

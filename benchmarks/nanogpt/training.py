@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from benchmarks.cost.report import environment
+from benchmarks.cost.report import environment, versions
 from benchmarks.nanogpt.model import CONTEXT, GPT, loss
 
 EVERY = 100
@@ -34,9 +34,7 @@ def keep(path: pathlib.Path, runs: dict[str, Any]) -> None:
 
 def made_with(path: pathlib.Path) -> str:
   """The versions of the runs that a file keeps."""
-  record = json.loads(path.read_text())
-  versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items())
-  return f"{versions}, Python {record['python']}"
+  return versions(json.loads(path.read_text()))
 
 
 class Setting(NamedTuple):

@@ -242,8 +242,10 @@ def experiment(
 
 
 def _stopped(trained: Any, steps: int) -> Any:
-  """A task, or an optimizer that trains it, ending after so many steps."""
-  return dataclasses.replace(trained, steps=min(steps, trained.steps or steps))
+  """A task, or an optimizer with steps of its own, ending after so many of them."""
+  if trained.steps is None:
+    return trained
+  return dataclasses.replace(trained, steps=min(steps, trained.steps))
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

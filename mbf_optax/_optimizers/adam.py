@@ -253,14 +253,12 @@ class _Method:
     """Scaled gradients and the next state."""
     del params, extra_args
     checks.same_state_kind(state, MbfAdamState)
-    updates = states.as_arrays(updates)
     checks.same_structure(updates, state.adam.nu)
     if not paths.flatten(updates):
       return updates, state._replace(adam=self.adam.update(updates, state.adam)[1])
     source = None
     if curvature_gradients is not None:
-      source = states.as_arrays(curvature_gradients)
-      source = without_faults(checks.curvature_leaves(source, updates))
+      source = without_faults(checks.curvature_leaves(curvature_gradients, updates))
     layers = self._layers(self.partition(updates)).blocks
     states.same_layers(layers, state.curvature, state.adam.nu)
     with jax.default_matmul_precision(self.precision):

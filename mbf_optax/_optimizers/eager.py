@@ -24,7 +24,8 @@ def compiled_when_eager(update: Callable) -> Callable:
       and has no use for parameters or for any other argument.
 
   Returns:
-    The same update. On a mesh it runs as it is: what is known of a layout is known from
+    The same update; it is given arrays where numbers of Python or NumPy were passed. On
+    a mesh it runs as it is: what is known of a layout is known from
     concrete arrays.
   """
   compiled = jax.jit(update)

@@ -211,13 +211,11 @@ class _Method:
     """Directions ``d`` and the next state."""
     del params, extra_args
     checks.same_state_kind(state, MbfState)
-    updates = states.as_arrays(updates)
     checks.same_structure(updates, state.momentum)
     if not paths.flatten(updates):
       return updates, state._replace(count=optax.safe_increment(state.count))
     source = updates if curvature_gradients is None else curvature_gradients
-    source = checks.curvature_leaves(states.as_arrays(source), updates)
-    source = without_faults(source)
+    source = without_faults(checks.curvature_leaves(source, updates))
     layers = self._layers(self.partition(updates))
     states.same_layers(layers, state.curvature, state.momentum)
     with jax.default_matmul_precision(self.precision):

@@ -63,9 +63,9 @@ def decay(name: str, value: Any) -> None:
   if _concrete(value):
     array = _number(name, value)
     if not np.all((array >= 0) & (array < 1)):
+      why = _ROUNDED if np.all(array == 1) else ""
       raise ValueError(
-        f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say."
-        + _ROUNDED * bool(np.all(array == 1))
+        f"mbf_optax: {name} is {value}; it must be in [0, 1), 0.9 say.{why}"
       )
 
 

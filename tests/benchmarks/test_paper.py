@@ -125,6 +125,9 @@ def test_trainings_stop_early_and_report_fewer_seeds(task, tmp_path):
   found = kept["curves"]["adam"]
   assert found["steps"][-1] == 3 < task.steps
   assert np.shape(found["metrics"]["train loss"])[0] == 1
+  longer = short._replace(steps=10 * task.steps, work=tmp_path / "longer")
+  kept = comparison.experiment(longer, "name", {"curves": task}, one, 5, Search())
+  assert kept["curves"]["adam"]["steps"][-1] == task.steps
   # One setting alone is not trained twice.
   assert len(list((tmp_path / "checkpoints" / "name" / "quick").iterdir())) == 1
 
