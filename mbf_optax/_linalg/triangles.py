@@ -65,14 +65,6 @@ def diagonal(packed: Float[Array, "t *batch"]) -> Float[Array, "n *batch"]:
   return packed[np.diagonal(positions(unpacked_size(packed.shape[0])))]
 
 
-def add_to_diagonal(
-  packed: Float[Array, "t *batch"], values: Float[Array, "*#batch"]
-) -> Float[Array, "t *batch"]:
-  """Adds a value to the diagonal of every matrix."""
-  n, batch = unpacked_size(packed.shape[0]), packed.shape[1:]
-  return packed + identity(n, batch, packed.dtype) * values[None]
-
-
 def identity(
   n: int, batch: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "t ..."]:

@@ -140,10 +140,11 @@ def scale_by_mbf_adam(
 
   Returns:
     The transformation. Updates come in the gradients' dtype; the state is an
-    :class:`MbfAdamState`. Elements of a gradient that are not finite, or that overflow
-    when squared, enter it as zeros. Its ``update`` takes ``curvature_gradients``, a
-    tree like the gradients that the statistics see in their place. Its ``init`` logs
-    what each layer became, at level ``INFO`` of the logger ``"mbf_optax"``.
+    :class:`MbfAdamState`. Elements of a gradient that are not finite, or too large to
+    be squared and added up (1.8e16 in float32), enter it as zeros. Its ``update`` takes
+    ``curvature_gradients``, a tree like the gradients that the statistics see in their
+    place. Its ``init`` logs what each layer became, at level ``INFO`` of the logger
+    ``"mbf_optax"``.
 
   Raises:
     ValueError: for a hyperparameter out of its range; in ``init`` for parameters that
@@ -170,9 +171,11 @@ def scale_by_mbf_adam(
     for shrinkage. The exponent that follows persistence is this library's own.
   """
   method = _Method(
-    optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
     b1,
     b2,
+    eps,
+    eps_root,
+    mu_dtype,
     nesterov,
     damping,
     exponent,
@@ -185,18 +188,18 @@ def scale_by_mbf_adam(
     inverse_dtype,
     precision,
   )
-  return optax.GradientTransformationExtraArgs(
-    method.init, compiled_when_eager(method.update)
-  )
+  return optax.GradientTransformationExtraArgs(method.init, compiled_when_eager(method))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
   """The update rule under one set of hyperparameters."""
 
-  adam: optax.GradientTransformation
   b1: jax.typing.ArrayLike
   b2: jax.typing.ArrayLike
+  eps: jax.typing.ArrayLike
+  eps_root: jax.typing.ArrayLike
+  mu_dtype: jax.typing.DTypeLike | None
   nesterov: bool
   damping: optax.ScalarOrSchedule
   exponent: optax.ScalarOrSchedule
@@ -221,6 +224,12 @@ class _Method:
     checks.choice("inverse", self.inverse, get_args(Method))
     checks.floating("inverse_dtype", self.inverse_dtype)
     checks.choice("precision", self.precision, get_args(Precision))
+
+  @property
+  def adam(self) -> optax.GradientTransformation:
+    """Adam with the same hyperparameters."""
+    moments = self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype
+    return optax.scale_by_adam(*moments, nesterov=self.nesterov)
 
   def init(self, params: optax.Params) -> MbfAdamState:
     """State before the first gradient, laid out beside the parameters."""
@@ -255,7 +264,8 @@ class _Method:
     checks.same_state_kind(state, MbfAdamState)
     checks.same_structure(updates, state.adam.nu)
     if not paths.flatten(updates):
-      return updates, state._replace(adam=self.adam.update(updates, state.adam)[1])
+      adam = self.adam.update(updates, state.adam)[1]
+      return updates, state._replace(adam=adam) if warm_start is None else state
     source = None
     if curvature_gradients is not None:
       source = without_faults(checks.curvature_leaves(curvature_gradients, updates))

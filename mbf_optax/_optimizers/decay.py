@@ -22,7 +22,7 @@ def decoupled_weight_decay(
   def update(
     updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
   ) -> tuple[optax.Updates, optax.OptState]:
-    if params is None and isinstance(weight_decay, float | int) and weight_decay == 0:
+    if params is None and checks.is_zero(weight_decay):
       return updates, state
     if params is None:
       raise ValueError(

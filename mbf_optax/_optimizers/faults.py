@@ -13,7 +13,7 @@ _SUMMANDS = 2.0**20
 
 
 def without_faults(gradients: Any) -> Any:
-  """A tree in float32 or wider, with zeros for what is not finite or overflows squared.
+  """A tree in float32 or wider, with zeros for what cannot be squared and added up.
 
   A moving average of squares or products would never forget such an element.
   """

@@ -151,9 +151,7 @@ def scale_by_mbf(
     inverse_dtype,
     precision,
   )
-  return optax.GradientTransformationExtraArgs(
-    method.init, compiled_when_eager(method.update)
-  )
+  return optax.GradientTransformationExtraArgs(method.init, compiled_when_eager(method))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +211,8 @@ class _Method:
     checks.same_state_kind(state, MbfState)
     checks.same_structure(updates, state.momentum)
     if not paths.flatten(updates):
-      return updates, state._replace(count=optax.safe_increment(state.count))
+      count = optax.safe_increment(state.count)
+      return updates, state._replace(count=count) if warm_start is None else state
     source = updates if curvature_gradients is None else curvature_gradients
     source = without_faults(checks.curvature_leaves(source, updates))
     layers = self._layers(self.partition(updates))

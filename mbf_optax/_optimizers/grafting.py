@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mbf_optax._optimizers.faults import without_faults
+from mbf_optax._optimizers.state import as_arrays
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Partition, Reading
 from mbf_optax._partition.presets import flax_partition
@@ -53,7 +54,8 @@ def graft(
   Returns:
     The transformation; extra arguments reach both parts. Both parts, their states and
     the norms are float32 or wider; updates come in the gradients' dtype. The magnitude
-    sees zeros in place of elements that are not finite or overflow when squared.
+    sees zeros in place of elements that are not finite, or too large to be squared and
+    added up.
 
   Examples:
     >>> import jax.numpy as jnp, optax, mbf_optax
@@ -74,7 +76,7 @@ def graft(
   magnitude = optax.with_extra_args_support(magnitude)
 
   def init(params: optax.Params) -> GraftState:
-    wide = _wide(params)
+    wide = _wide(as_arrays(params))
     return GraftState(direction.init(wide), magnitude.init(wide))
 
   def update(
@@ -83,6 +85,7 @@ def graft(
     params: optax.Params | None = None,
     **extra_args: Any,
   ) -> tuple[optax.Updates, GraftState]:
+    updates = as_arrays(updates)
     wide = _wide(updates)
     along, direction_state = direction.update(
       wide, state.direction, params, **extra_args

@@ -1,7 +1,7 @@
 """What both optimizers do to make a state, and to check one that they are given."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from mbf_optax._mesh.devices import sharding_of
 from mbf_optax._optimizers.layers import Layers, States
-from mbf_optax._partition.layer import Partition, Reading
+from mbf_optax._partition.layer import Reading
 from mbf_optax._tree import checks, paths
 from mbf_optax._tree.dtypes import wide_dtype
 
@@ -64,10 +64,3 @@ def same_layers(layers: Layers, states: Any, moments: Any) -> None:
   """Raises a ``ValueError`` unless the states are those of these layers."""
   expected = jax.eval_shape(layers.init, paths.flatten(moments))
   checks.same_state({"curvature": states}, {"curvature": expected})
-
-
-def readings_of(
-  partition: Partition, tree: Any, choose: Callable[[Reading], Reading]
-) -> list[Reading]:
-  """The layers of a tree, with the optimizer's choice where they leave it open."""
-  return [choose(reading) for reading in partition(tree)]

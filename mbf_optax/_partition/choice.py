@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from mbf_optax._partition.layer import Estimator, Layer, Reading
+from mbf_optax._partition.layer import EstimatorName, Layer, Reading
 
 LEAST_OUTPUTS = 5
 """Dense layers of fewer outputs are Adam's under ``mbf_adam``."""
@@ -54,7 +54,7 @@ def _fills_matrices(reading: Reading) -> bool:
 
 
 def _chosen(
-  reading: Reading, estimator: Estimator, most: float = math.inf
+  reading: Reading, estimator: EstimatorName, most: float = math.inf
 ) -> list[Reading]:
   """The reading with an estimator where it names none, cut at ``most`` inputs."""
   if not reading.layer.is_open:

@@ -5,10 +5,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
+from mbf_optax._tree import checks
 from mbf_optax._tree.paths import Leaves
 
-Estimator = Literal["auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"]
-_ESTIMATORS = get_args(Estimator)
+EstimatorName = Literal[
+  "auto", "full", "shared", "two_sided", "low_rank", "rms", "inverse"
+]
+_ESTIMATORS = get_args(EstimatorName)
 ELEMENTWISE = ("rms", "inverse")
 
 
@@ -53,7 +58,7 @@ class Layer:
   """
 
   block_axes: tuple[int, ...] = ()
-  estimator: Estimator = "full"
+  estimator: EstimatorName = "full"
   stack_axes: tuple[int, ...] = ()
   joins_bias: bool = True
   rank: int = 16
@@ -72,12 +77,14 @@ class Layer:
           f"mbf_optax.Layer: {name} is {getattr(self, name)}; give a tuple of axes,"
           f" ({getattr(self, name)},) say."
         )
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    for name in ("rank", "full_limit", "block_limit"):
-      if getattr(self, name) < 1:
+      axes = tuple(getattr(self, name))
+      if not all(isinstance(axis, int | np.integer) for axis in axes):
         raise ValueError(
-          f"mbf_optax.Layer: {name} is {getattr(self, name)}; it must be at least 1."
+          f"mbf_optax.Layer: {name} is {axes}; axes are whole numbers, (0,) say."
         )
+      object.__setattr__(self, name, axes)
+    for name in ("rank", "full_limit", "block_limit"):
+      checks.count(f"Layer's {name}", getattr(self, name))
     if self.elementwise and self.block_axes:
       raise ValueError(
         f"mbf_optax.Layer: the estimator {self.estimator!r} reads element by element"

@@ -5,7 +5,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mbf_optax._partition.bounds import FULL_BLOCK
@@ -14,18 +13,24 @@ from mbf_optax._partition.conventions import PATCH, Convention, Geometry, Kind
 from mbf_optax._partition.layer import (
   ELEMENTWISE,
   Bias,
-  Estimator,
+  EstimatorName,
   Layer,
   Reading,
   Why,
   bias_order,
   read,
 )
-from mbf_optax._partition.overrides import ESTIMATORS, Choices
+from mbf_optax._partition.overrides import (
+  ESTIMATORS,
+  Choices,
+  refusal_of_blocks,
+  refusal_of_kind,
+)
 from mbf_optax._partition.parameters import Parameters
 from mbf_optax._tree import paths
+from mbf_optax._tree.dtypes import is_complex
 
-_ESTIMATORS: dict[str | None, Estimator] = {name: name for name in ESTIMATORS}
+_ESTIMATORS: dict[str | None, EstimatorName] = {name: name for name in ESTIMATORS}
 _KINDS: dict[str | None, Kind] = {"conv": "conv", "dense": "dense"}
 _RMS = Layer(estimator="rms")
 _KEPT = 16  # trees whose readings a partition remembers
@@ -114,7 +119,7 @@ class NamedPartition:
       return _Found(_RMS, why=why)
     if asked is None and not convention.reads(path, params):
       known = params[path].ndim < 2 or says_elementwise(path)
-      why = "recognised" if known or _is_complex(params[path]) else "unknown"
+      why = "recognised" if known or is_complex(params[path]) else "unknown"
       return _Found(_RMS, why=why)
     return self._weight_layer(path, params, asked, convention)
 
@@ -130,11 +135,8 @@ class NamedPartition:
 
   def _explicit(self, path: str, params: Parameters, layer: Layer) -> _Found:
     """An override's own layer."""
-    if _is_complex(params[path]) and not layer.elementwise:
-      raise ValueError(
-        f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
-        ' are of real numbers, so read it as "rms".'
-      )
+    if is_complex(params[path]) and not layer.elementwise:
+      raise refusal_of_blocks(path)
     bias_path = self._free_bias(path, params, self._convention_of(path, params))
     bias = None if bias_path is None else Bias(bias_path, params.shape(bias_path))
     return _Found(layer, bias, "asked")
@@ -143,7 +145,7 @@ class NamedPartition:
     self, path: str, params: Parameters, asked: str | None, convention: Convention
   ) -> _Found:
     leaf, kind = params[path], _KINDS.get(asked)
-    if _is_complex(leaf) or leaf.size == 0:
+    if is_complex(leaf) or leaf.size == 0:
       return _Found(_RMS)
     geometry = Geometry((), (), (), ())
     if leaf.ndim >= 2:
@@ -169,7 +171,7 @@ class NamedPartition:
     offsets = math.prod(shape[axis] for axis in geometry.spatial)
     is_conv = asked == "conv" or 1 < offsets < PATCH
     axes = tuple(sorted(geometry.spatial + (() if is_conv else geometry.inputs)))
-    default: Estimator = self.choices.dense
+    default: EstimatorName = self.choices.dense
     if is_conv:
       default = "full" if offsets <= FULL_BLOCK else "shared"
     layer = Layer(
@@ -181,12 +183,8 @@ class NamedPartition:
     return self.choices.layer(layer, shape)
 
   def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
-    if asked in _KINDS:
-      raise ValueError(
-        f"mbf_optax: an override reads {path!r}, of shape {tuple(leaf.shape)}, as"
-        f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
-        ' output axes; read it as "rms" or give a Layer.'
-      )
+    if asked is not None and asked in _KINDS:
+      raise refusal_of_kind(path, tuple(leaf.shape), asked)
     return _RMS
 
   def _free_bias(
@@ -194,7 +192,7 @@ class NamedPartition:
   ) -> str | None:
     """The bias that may join the blocks: real, and with no override of its own."""
     bias_path = convention.bias_of(path, params)
-    if bias_path is None or _is_complex(params[bias_path]):
+    if bias_path is None or is_complex(params[bias_path]):
       return None
     return bias_path if self.choices.asked(bias_path, path) is None else None
 
@@ -202,15 +200,13 @@ class NamedPartition:
 def _bias_layer(weight: _Found, leaf: Any) -> Layer:
   """Of a bias beside a weight; without effect where the weight's blocks hold it."""
   layer, bias, _ = weight
-  if layer.elementwise or _is_complex(leaf):
+  if layer.elementwise or is_complex(leaf):
     return _RMS
   axes = range(leaf.ndim) if bias is None or bias.axes is None else bias.axes
-  stack = [at for at, axis in enumerate(axes[: leaf.ndim]) if axis in layer.stack_axes]
+  if len(axes) > leaf.ndim:
+    axes = ()  # it lacks what the weight stacks
+  stack = [at for at, axis in enumerate(axes) if axis in layer.stack_axes]
   return Layer(estimator="inverse", stack_axes=tuple(stack))
-
-
-def _is_complex(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
 def _has_masked(params: Any) -> bool:

@@ -15,6 +15,9 @@ _WEIGHTS = {"w", "weight", "weights", "kernel", "kernels", "matrix"}
 _NORMS = {"norm", "norms", "layernorm", "rmsnorm", "batchnorm", "groupnorm"}
 _NORMS |= {"instancenorm", "ln", "bn", "gn", "rms"}
 _SCALES = {"scale", "scales", "gamma", "beta", "gain", "offset", "shift"}
+_LOGARITHMS = {
+  "log"
+}  # of decay rates or deviations, which no product takes as they are
 _EMBEDDINGS = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
 _EMBEDDINGS |= {"wte", "wpe", "lookup"}
 _PLACES = {
@@ -47,7 +50,7 @@ def words(name: str) -> tuple[str, ...]:
 
 def says_elementwise(name: str) -> bool:
   """Whether an array of this name is a norm's, an embedding, a bias or alike."""
-  kinds = _NORMS | _SCALES | _EMBEDDINGS | _PLACES | _BIASES - {"b"}
+  kinds = _NORMS | _SCALES | _EMBEDDINGS | _PLACES | _LOGARITHMS | _BIASES - {"b"}
   return not kinds.isdisjoint(words(name))
 
 

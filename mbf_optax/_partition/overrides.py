@@ -7,12 +7,30 @@ from typing import Literal, NamedTuple, get_args
 
 from mbf_optax._partition.bounds import within_bounds
 from mbf_optax._partition.layer import Layer
+from mbf_optax._tree import checks
 
 Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
 Override = tuple[str, Layer | str]
 
 ESTIMATORS: tuple[Dense, ...] = get_args(Dense)
 READINGS = (*ESTIMATORS, "conv", "dense", "rms")
+
+
+def refusal_of_blocks(path: str) -> ValueError:
+  """Of an override that gives blocks to complex numbers."""
+  return ValueError(
+    f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
+    ' are of real numbers, so read it as "rms".'
+  )
+
+
+def refusal_of_kind(path: str, shape: tuple[int, ...], asked: str) -> ValueError:
+  """Of an override for an array that lacks the axes of what it is read as."""
+  return ValueError(
+    f"mbf_optax: an override reads {path!r}, of shape {shape}, as {asked!r}, which"
+    f" needs {'spatial, ' if asked == 'conv' else ''}input and output axes; read it as"
+    ' "rms" or give a Layer.'
+  )
 
 
 class Rule(NamedTuple):
@@ -78,10 +96,7 @@ class Choices:
       )
     limits = {"rank": rank, "full_limit": full_limit, "block_limit": block_limit}
     for name, value in limits.items():
-      if value < 1:
-        raise ValueError(
-          f"mbf_optax: the partition's {name} is {value}; it must be at least 1."
-        )
+      checks.count(f"the partition's {name}", value)
     if isinstance(overrides, str | dict):
       raise TypeError(
         f"mbf_optax: overrides is a {type(overrides).__name__}; give a list of pairs,"

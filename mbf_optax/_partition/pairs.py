@@ -31,7 +31,7 @@ def pairs_of(entries: Sequence[Entry]) -> dict[str, str]:
   """Paths of biases by the paths of their weights, among the arrays of one module."""
   weights = [entry for entry in entries if _is_weight(entry.shape)]
   biases = [
-    entry._replace(shape=_as_vector(entry.shape))
+    entry
     for entry in entries
     if len(entry.shape) in (1, 2) and not names.says_scale(entry.name)
   ]
@@ -46,7 +46,7 @@ def pairs_of(entries: Sequence[Entry]) -> dict[str, str]:
   for weight in weights:
     for stem in _stems_of_weight(weight.name):
       named = by_stem.get(stem)
-      if named and named.path not in taken and fits(weight.shape, named.shape):
+      if named and named.path not in taken and _is_bias(named, weight):
         found[weight.path] = named.path
         taken.add(named.path)
         break
@@ -54,10 +54,22 @@ def pairs_of(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _only_pair(weight: Entry, biases: Sequence[Entry]) -> dict[str, str]:
-  fitting = [bias for bias in biases if fits(weight.shape, bias.shape)]
+  fitting = [bias for bias in biases if fits(weight.shape, _as_vector(bias.shape))]
   if len(fitting) != 1 or names.says_elementwise(weight.name):
     return {}
+  if not _is_bias(fitting[0], weight):
+    return {}
   return {weight.path: fitting[0].path}
+
+
+def _is_bias(bias: Entry, weight: Entry) -> bool:
+  """Whether one array fits the other; a row counts columns alone.
+
+  The two halves of an adapter of rank one, ``(n, 1)`` and ``(1, n)``, do not.
+  """
+  shape = _as_vector(bias.shape)
+  is_row = shape != bias.shape
+  return fits(weight.shape, shape) and (not is_row or shape[-1] == weight.shape[-1])
 
 
 def fits(weight: tuple[int, ...], bias: tuple[int, ...]) -> bool:

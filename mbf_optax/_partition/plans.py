@@ -6,20 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from mbf_optax._partition.bounds import FULL_BLOCK
 from mbf_optax._partition.layer import (
   ELEMENTWISE,
   Bias,
-  Estimator,
+  EstimatorName,
   Layer,
   Reading,
   Why,
   bias_order,
 )
-from mbf_optax._partition.overrides import ESTIMATORS, Choices
+from mbf_optax._partition.overrides import (
+  ESTIMATORS,
+  Choices,
+  refusal_of_blocks,
+  refusal_of_kind,
+)
 from mbf_optax._partition.uses import Addition, Record, Recorder, Use
+from mbf_optax._tree.dtypes import is_complex
 from mbf_optax._tree.paths import Leaves
 
 
@@ -94,15 +98,12 @@ class Planner:
     shape, elementwise = tuple(leaf.shape), Layer(estimator="rms")
     plan = Plan(path, shape, elementwise, asked=asked is not None)
     if isinstance(asked, Layer):
-      if _is_complex(leaf) and not asked.elementwise:
-        raise ValueError(
-          f"mbf_optax: an override gives blocks to {path!r}, which is complex; blocks"
-          ' are of real numbers, so read it as "rms".'
-        )
+      if is_complex(leaf) and not asked.elementwise:
+        raise refusal_of_blocks(path)
       return plan._replace(layer=asked, bias=self._bias(plan._replace(layer=asked)))
     if asked is None and addition is not None:
       return plan._replace(layer=self._bias_layer(path, addition))
-    if asked in ELEMENTWISE or _is_complex(leaf) or leaf.size == 0:
+    if asked in ELEMENTWISE or is_complex(leaf) or leaf.size == 0:
       return plan
     use, reason = self._use(plan, asked)
     if use is None:
@@ -127,11 +128,7 @@ class Planner:
       blocks = Use("product", tuple(range(len(plan.shape) - 1)))
     lacking = blocks is None or (asked == "conv" and not blocks.spatial)
     if asked in ("conv", "dense") and lacking:
-      raise ValueError(
-        f"mbf_optax: an override reads {plan.path!r}, of shape {plan.shape}, as"
-        f" {asked!r}, which needs {'spatial, ' if asked == 'conv' else ''}input and"
-        ' output axes; read it as "rms" or give a Layer.'
-      )
+      raise refusal_of_kind(plan.path, plan.shape, asked)
     return blocks, reason
 
   def _blocks(self, plan: Plan, use: Use, asked: str | None) -> Layer:
@@ -141,7 +138,7 @@ class Planner:
       axes = use.spatial
     elif use.kind != "upsampling":
       axes = tuple(sorted(use.inputs + use.spatial))
-    estimator: Estimator = self.choices.dense
+    estimator: EstimatorName = self.choices.dense
     if per_kernel:
       offsets = math.prod(plan.shape[axis] for axis in axes)
       estimator = "full" if offsets <= FULL_BLOCK else "shared"
@@ -159,7 +156,7 @@ class Planner:
     if path is None or not plan.layer.joins_bias or plan.layer.elementwise:
       return None
     leaf = self.leaves[path]
-    if _is_complex(leaf) or self.choices.asked(path, plan.path) is not None:
+    if is_complex(leaf) or self.choices.asked(path, plan.path) is not None:
       return None
     axes = [axis for _, axis in self.additions[path].axes]
     reading = _alone(plan)
@@ -170,7 +167,7 @@ class Planner:
     """Of a bias that stands alone."""
     weight = self.plan(addition.weight)
     joins = weight.bias is not None
-    if weight.layer.elementwise or joins or _is_complex(self.leaves[path]):
+    if weight.layer.elementwise or joins or is_complex(self.leaves[path]):
       return Layer(estimator="rms")
     stack = _alone(weight).layer.stack_axes
     axes = tuple(ours for ours, theirs in addition.axes if theirs in stack)
@@ -229,7 +226,3 @@ def _alone(plan: Plan) -> Reading:
   )
   layer = dataclasses.replace(plan.layer, block_axes=block, stack_axes=stack)
   return Reading(plan.path, None, plan.shape, layer)
-
-
-def _is_complex(leaf: object) -> bool:
-  return jnp.issubdtype(leaf.dtype, jnp.complexfloating)  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 import collections
 import math
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from mbf_optax._partition.layer import Partition, Reading
 
 _KEPT = 64
+_PASSED_THROUGH = ("mbf_optax", "optax", "jax", "flax", "contextlib", "functools")
 _warned: "collections.OrderedDict[Any, None]" = collections.OrderedDict()
 
 
@@ -53,8 +56,17 @@ def warn_if_mostly_elementwise(
     f" {'uses' if reasons else 'names and shapes'} do not say what they are: {names}."
     f" {_said(reasons) or f'Give the optimizer {_remedy(unknown, params, presets)}'}.",
     MostlyElementwise,
-    stacklevel=2,
+    stacklevel=_level_of_the_caller(),
   )
+
+
+def _level_of_the_caller() -> int:
+  """How many calls above the warning the user's own line is."""
+  for level, frame in enumerate(traceback.walk_stack(sys._getframe(1)), start=1):
+    package = frame[0].f_globals.get("__name__", "").partition(".")[0]
+    if package not in _PASSED_THROUGH:
+      return level
+  return 2
 
 
 def _named(reading: Reading, reasons: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """What to watch while training: persistence, conditioning, and each layer's step."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -117,6 +118,8 @@ def metrics(
   stepped = None if updates is None else paths.flatten(updates)
   found: dict[str, LayerMetrics] = {}
   for one in find_states("metrics", bare):
+    if not isinstance(one.curvature, Mapping):
+      continue  # made for a tree without leaves
     view = (
       _of_mbf(one, partition) if isinstance(one, MbfState) else _of_adam(one, partition)
     )

@@ -11,6 +11,7 @@ from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg.shifts import POLES
 from mbf_optax._optimizers.adam import scale_by_mbf_adam
 from mbf_optax._optimizers.fisher import MbfState, scale_by_mbf
+from mbf_optax._optimizers.state import as_arrays
 from mbf_optax._partition.choice import for_mbf, for_mbf_adam
 from mbf_optax._partition.layer import Partition, Reading
 from mbf_optax._partition.presets import flax_partition
@@ -136,6 +137,7 @@ def summarize(
   checks.choice("optimizer", optimizer, tuple(_OPTIMIZERS))
   transformation, choose, inverses = _OPTIMIZERS[optimizer]
   tx = transformation(partition=partition, inverse_dtype=inverse_dtype)
+  params = as_arrays(params)
   state = jax.eval_shape(tx.init, params)
   readings = [c for r in partition(params) for c in choose(r)]
   moments = list(map(paths.flatten, _moments(state)))

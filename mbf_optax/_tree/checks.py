@@ -31,6 +31,11 @@ def _number(name: str, value: Any) -> np.ndarray:
     raise refusal from error
 
 
+def is_zero(value: Any) -> bool:
+  """Whether a hyperparameter is known to be zero."""
+  return _concrete(value) and bool(np.all(np.asarray(value) == 0))
+
+
 def positive(name: str, value: Any, usual: str) -> None:
   """Raises a ``ValueError`` for a known value that is not positive."""
   if _concrete(value) and not np.all(_number(name, value) > 0):
@@ -81,6 +86,14 @@ def period(name: str, value: Any) -> None:
     )
 
 
+def count(name: str, value: Any) -> None:
+  """Raises a ``ValueError`` for what is no whole number of at least one."""
+  if not isinstance(value, int | np.integer) or value < 1:
+    raise ValueError(
+      f"mbf_optax: {name} is {value!r}; it must be a whole number, at least 1."
+    )
+
+
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
   """Raises a ``ValueError`` for a value that is not among the choices."""
   if value not in choices:
@@ -91,11 +104,18 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def floating(name: str, dtype: Any) -> None:
   """Raises a ``ValueError`` for a dtype other than ``None`` or a real floating one."""
-  if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-    raise ValueError(
-      f"mbf_optax: {name} is {dtype}; use a floating dtype such as 'bfloat16', or None"
-      " for that of the statistics."
-    )
+  if dtype is None:
+    return
+  refusal = ValueError(
+    f"mbf_optax: {name} is {dtype}; use a floating dtype such as 'bfloat16', or None"
+    " for that of the statistics."
+  )
+  try:
+    is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError as error:
+    raise refusal from error
+  if not is_floating:
+    raise refusal
 
 
 def partition(value: Any) -> Any:

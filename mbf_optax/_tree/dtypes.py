@@ -1,5 +1,7 @@
 """Statistics and updates are computed in float32 or wider."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,3 +14,8 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def as_float(array: jax.Array) -> jax.Array:
   """``array`` in float32, or in its own dtype where that is wider."""
   return array.astype(wide_dtype(array.dtype))
+
+
+def is_complex(leaf: Any) -> bool:
+  """Whether an array, or its shape, is of complex numbers."""
+  return jnp.issubdtype(leaf.dtype, jnp.complexfloating)

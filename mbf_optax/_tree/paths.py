@@ -1,5 +1,6 @@
 """Parameter trees as flat dictionaries from readable paths to leaves."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,10 +15,8 @@ def flatten(tree: Any) -> Leaves:
   Flax box (``nn.Partitioned``, ``nnx.Param``) keeps its array is not part of the
   path, so boxed and plain parameters have the same names. A lone array is ``""``.
   """
-  pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
   leaves: Leaves = {}
-  for keys, leaf in pairs:
-    path = _render(keys)
+  for path, leaf in _named(tree):
     if path in leaves:
       raise ValueError(
         f"mbf_optax: two leaves of the parameter tree have the same path {path!r} once"
@@ -29,13 +28,22 @@ def flatten(tree: Any) -> Leaves:
 
 def unflatten(like: Any, leaves: Leaves) -> Any:
   """A tree of the structure of ``like`` with the leaves of ``leaves`` in it."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_render(path)], like)
+  values = [leaves[path] for path, _ in _named(like)]
+  return jax.tree.unflatten(jax.tree.structure(like), values)
 
 
-def _render(path: tuple[Any, ...]) -> str:
-  if path and getattr(path[-1], "name", None) == "value":
-    path = path[:-1]
-  return joined(path)
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+  """Leaves in their order, each with its path."""
+  nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+  for keys, node in nodes:
+    for within, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
+      is_value = _is_box(node) and getattr(within[-1], "name", None) == "value"
+      yield joined((*keys, *(within[:-1] if is_value else within))), leaf
+
+
+def _is_box(node: Any) -> bool:
+  """Whether a node is one of Flax's around an array, Linen's or NNX's."""
+  return hasattr(node, "unbox") or hasattr(node, "get_value")
 
 
 def joined(keys: tuple[Any, ...]) -> str:

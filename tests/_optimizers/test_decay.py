@@ -28,8 +28,9 @@ def test_the_decay_is_that_of_optax(decay):
     jax.tree.map(np.testing.assert_array_equal, given, expected)
 
 
-def test_without_decay_no_parameters_are_needed():
-  tx = decoupled_weight_decay(0.0, None)
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), jnp.asarray(0.0)])
+def test_without_decay_no_parameters_are_needed(zero):
+  tx = decoupled_weight_decay(zero, None)
   updates, _ = tx.update(PARAMS, tx.init(PARAMS))
   jax.tree.map(np.testing.assert_array_equal, updates, PARAMS)
 

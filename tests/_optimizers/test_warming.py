@@ -108,6 +108,14 @@ def test_warm_start_through_masked():
   )
 
 
+@pytest.mark.parametrize("optimizer", [mbf_optax.mbf, mbf_optax.mbf_adam])
+def test_what_has_no_parameters_stays_as_it_is(optimizer):
+  tx = optax.partition({"a": optimizer(0.1), "b": optimizer(0.2)}, "a")
+  state = tx.init(SMALL_PARAMS)
+  warm = mbf_optax.warm_start(tx, state, SMALL_PARAMS, SMALL_GRADIENTS[:1])
+  chex.assert_trees_all_equal(warm.inner_states["b"], state.inner_states["b"])
+
+
 def refused(*parts):
   return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, parts)))
 

@@ -17,9 +17,11 @@ def refused(*parts):
 
 
 @pytest.mark.parametrize("name", ["rank", "full_limit", "block_limit"])
-def test_counts_are_positive(name):
-  with refused(f"{name} is 0", "at least 1"):
-    Layer((0,), "low_rank", **{name: 0})
+@pytest.mark.parametrize("value", [0, 16.5, "8"])
+@pytest.mark.mistyped
+def test_counts_are_positive(name, value):
+  with refused(f"{name} is {value!r}", "at least 1"):
+    Layer((0,), "low_rank", **{name: value})
 
 
 def test_unknown_estimator():
@@ -38,6 +40,8 @@ def test_axes_that_do_not_go_with_the_estimator():
 def test_axes_that_are_no_tuple(name):
   with refused(f"{name} is 1", "(1,)"):
     Layer(**{"block_axes": (0,), name: 1})
+  with refused(f"{name} is ('a',)", "whole numbers"):
+    Layer(**{"block_axes": (0,), name: "a"})
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 0)])

@@ -54,6 +54,13 @@ def test_an_override_reads_a_patch_embedding_as_a_convolution():
   assert (layer.estimator, layer.block_axes) == ("shared", (0, 1))
 
 
+def test_a_bias_without_a_stack_does_not_share_that_of_its_weight():
+  params = {"stem": {"kernel": array(5, 8, 16), "bias": array(16)}}
+  kernel, bias = sorted(mbf_optax.flax_partition()(params), key=lambda r: -r.elements)
+  assert kernel.stack_shape == (5,)
+  assert bias.stack_shape == ()
+
+
 def many(modules):
   layer = {"kernel": array(4, 4), "bias": array(4)}
   norm = {"scale": array(4), "bias": array(4)}

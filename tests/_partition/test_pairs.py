@@ -41,6 +41,13 @@ def test_a_lone_matrix_takes_the_only_vector_that_fits_it():
   assert pairs(row=(1, 8), c=(8,)) == {}
 
 
+def test_what_is_no_dense_layer_though_it_fits():
+  assert pairs(A_log=(64, 16), D=(64,)) == {}  # of a state-space layer
+  assert pairs(lora_a=(64, 1), lora_b=(1, 64)) == {}
+  assert pairs(lora_a=(1, 64), lora_b=(64, 1)) == {}
+  assert pairs(w=(64, 1), b=(1, 1)) == {"m/w": "m/b"}
+
+
 def test_several_matrices_take_what_their_names_share():
   shapes = {"W1": (4, 4), "b2": (4,), "W2": (4, 4), "b1": (4,), "c": (4,)}
   assert pairs(**shapes) == {"m/W1": "m/b1", "m/W2": "m/b2"}

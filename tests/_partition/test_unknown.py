@@ -24,6 +24,7 @@ def test_most_of_a_model_unknown():
   with pytest.warns(MostlyElementwise, match="100% of the elements") as caught:
     init(unknown(6))
   (warning,) = caught
+  assert warning.filename == __file__  # where the optimizer's init was called
   text = str(warning.message)
   assert "'theta_0', 'theta_1', 'theta_2' and others" in text
   assert "traced_partition(loss, params, batch)" in text

@@ -255,6 +255,14 @@ def test_state_is_found_wherever_it_is(name):
   assert list(layers) == paths
 
 
+@pytest.mark.parametrize("optimizer", [mbf_optax.mbf, mbf_optax.mbf_adam])
+def test_a_state_without_parameters_has_no_layers(optimizer):
+  tx = optax.partition({"a": optimizer(0.1), "b": optimizer(0.2)}, "a")
+  params = {"dense": {"kernel": jnp.ones((3, 8))}}
+  assert list(mbf_optax.metrics(tx.init(params))) == ["dense/kernel"]
+  assert mbf_optax.metrics(optimizer(0.1).init({})) == {}
+
+
 def refused(*parts):
   return pytest.raises(ValueError, match="[^$]*".join(map(re.escape, parts)))
 

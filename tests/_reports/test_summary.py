@@ -128,6 +128,11 @@ def test_empty_tree():
   assert "0 layers" in str(mbf_optax.summarize({}))
 
 
+def test_numbers_of_python_are_parameters_as_init_takes_them():
+  (row,) = mbf_optax.summarize({"scale": 1.0}).layers
+  assert (row.path, row.elements) == ("scale", 1)
+
+
 def test_unknown_optimizer():
   with pytest.raises(ValueError, match="optimizer is 'adam'; use one of 'mbf', 'mbf_a"):
     mbf_optax.summarize({}, optimizer="adam")

@@ -140,6 +140,13 @@ def test_unknown_inverse():
     mbf_optax.scale_by_mbf(inverse="lu")
 
 
+@pytest.mark.mistyped
+@pytest.mark.parametrize("dtype", ["bf16", "int32", complex])
+def test_an_inverse_dtype_that_is_not_floating(dtype):
+  with refused(f"inverse_dtype is {dtype}", "'bfloat16'"):
+    mbf_optax.scale_by_mbf_adam(inverse_dtype=dtype)
+
+
 def dense(**changes):
   return {"Dense_0": {**PARAMS["Dense_0"], **changes}}
 

@@ -39,6 +39,17 @@ def test_boxes_are_no_part_of_a_path():
   assert list(paths.flatten(boxed)) == list(paths.flatten(variable)) == names
 
 
+def test_an_array_that_is_called_value_keeps_its_name():
+  Attention = collections.namedtuple("Attention", ["query", "key", "value"])
+  tree = {"attn": Attention(*map(jnp.ones, (1, 2, 3)))}
+  leaves = paths.flatten(tree)
+  assert list(leaves) == ["attn/query", "attn/key", "attn/value"]
+  back = paths.unflatten(tree, leaves)
+  assert back["attn"].value is tree["attn"].value
+  masked = {"attn": tree["attn"]._replace(query=optax.MaskedNode())}
+  assert list(paths.flatten(masked)) == ["attn/key", "attn/value"]
+
+
 def test_unflatten_is_the_way_back():
   tree = {"a": [1, None], "b": Pair(2, (3,))}
   leaves = paths.flatten(tree)
