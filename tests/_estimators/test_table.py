@@ -13,12 +13,12 @@ import mbf_optax
 from mbf_optax._estimators import axes, table
 from mbf_optax._estimators.estimator import Blocks, Operations, Spectrum
 from mbf_optax._linalg.groups import Matrices
-from mbf_optax._partition.layer import Estimator, Layer, Reading, read
+from mbf_optax._partition.layer import EstimatorName, Layer, Reading, read
 
 
 def test_every_estimator_that_a_layer_may_name_has_a_class():
   """``"auto"`` is a choice that the optimizers make before."""
-  assert set(table._CLASSES) == set(get_args(Estimator)) - {"auto"}
+  assert set(table._CLASSES) == set(get_args(EstimatorName)) - {"auto"}
   for name in table._CLASSES:
     block_axes = () if name in ("rms", "inverse") else (0,)
     reading = read("kernel", (3, 2), Layer(block_axes, name))
