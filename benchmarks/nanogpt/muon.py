@@ -76,7 +76,9 @@ DROP_INS: Mapping[str, Build] = {
 _SHORTER = {"curvature_ema": 0.95}
 _OUTPUTS = {"output_exponent": 0.75}
 _muon = functools.partial(muon, 0.04, 0.01)
+_faster = functools.partial(muon, 0.04, 0.03)
 _apart = functools.partial(apart, 0.01, **_SHORTER, **_OUTPUTS)
+_equal = functools.partial(_apart, 0.01)
 TRIED: Mapping[str, Mapping[str, Build]] = {
   "muon": {
     "0.01": functools.partial(muon, 0.01),
@@ -94,6 +96,22 @@ TRIED: Mapping[str, Mapping[str, Build]] = {
     "0.04, others 0.01, beta 0.9": functools.partial(_muon, beta=0.9),
     "0.04, others 0.01, b2 0.95": functools.partial(_muon, b2=0.95),
     "0.04, others 0.01, decay 0.03": functools.partial(_muon, weight_decay=0.03),
+    "0.04, others 0.01, beta 0.8": functools.partial(_muon, beta=0.8),
+    "0.04, others 0.03, beta 0.9": functools.partial(_faster, beta=0.9),
+    "0.04, others 0.03, beta 0.8": functools.partial(_faster, beta=0.8),
+    "0.04, others 0.03, b2 0.95": functools.partial(_faster, b2=0.95),
+    "0.04, others 0.03, beta 0.9, b2 0.95": functools.partial(
+      _faster, beta=0.9, b2=0.95
+    ),
+    "0.06, others 0.03, beta 0.9": functools.partial(muon, 0.06, 0.03, beta=0.9),
+    "0.03, others 0.03, beta 0.9": functools.partial(muon, 0.03, 0.03, beta=0.9),
+    "0.04, others 0.06, beta 0.9": functools.partial(muon, 0.04, 0.06, beta=0.9),
+    "0.04, others 0.03, beta 0.9, decay 0.2": functools.partial(
+      _faster, beta=0.9, weight_decay=0.2
+    ),
+    "0.04, others 0.03, beta 0.9, decay 0.05": functools.partial(
+      _faster, beta=0.9, weight_decay=0.05
+    ),
   },
   "mbf_adam, two rates": {
     "0.005": functools.partial(apart, 0.005),
@@ -106,11 +124,27 @@ TRIED: Mapping[str, Mapping[str, Build]] = {
     "0.01, both of these": _apart,
     "0.005, both of these": functools.partial(apart, 0.005, **_SHORTER, **_OUTPUTS),
     "0.02, both of these": functools.partial(apart, 0.02, **_SHORTER, **_OUTPUTS),
-    "0.01, others 0.01, both": functools.partial(_apart, 0.01),
+    "0.01, others 0.01, both": _equal,
     "0.01, both, b2 0.95": functools.partial(_apart, b2=0.95),
     "0.01, both, exponent 1": functools.partial(_apart, exponent=1.0),
     "0.01, both, damping 0.03": functools.partial(_apart, damping=0.03),
     "0.01, both, damping 0.3": functools.partial(_apart, damping=0.3),
+    "0.01, others 0.03, both": functools.partial(_apart, 0.03),
+    "0.01, others 0.01, both, exponent 1": functools.partial(_equal, exponent=1.0),
+    "0.01, others 0.01, both, b2 0.95": functools.partial(_equal, b2=0.95),
+    "0.01, others 0.01, both, b1 0.95": functools.partial(_equal, b1=0.95),
+    "0.01, others 0.01, both, damping 0.03": functools.partial(_equal, damping=0.03),
+    "0.01, others 0.01, both, period 5": functools.partial(
+      _equal, inverse_update_period=5
+    ),
+    "0.014, others 0.01, both": functools.partial(
+      apart, 0.014, 0.01, **_SHORTER, **_OUTPUTS
+    ),
+    "0.007, others 0.01, both": functools.partial(
+      apart, 0.007, 0.01, **_SHORTER, **_OUTPUTS
+    ),
+    "0.01, others 0.01, both, decay 0.2": functools.partial(_equal, weight_decay=0.2),
+    "0.01, others 0.01, both, decay 0.05": functools.partial(_equal, weight_decay=0.05),
   },
 }
 """Settings of the two methods, as many for each, by the rate of the matrices."""
