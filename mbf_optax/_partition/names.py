@@ -15,9 +15,8 @@ _WEIGHTS = {"w", "weight", "weights", "kernel", "kernels", "matrix"}
 _NORMS = {"norm", "norms", "layernorm", "rmsnorm", "batchnorm", "groupnorm"}
 _NORMS |= {"instancenorm", "ln", "bn", "gn", "rms"}
 _SCALES = {"scale", "scales", "gamma", "beta", "gain", "offset", "shift"}
-_LOGARITHMS = {
-  "log"
-}  # of decay rates or deviations, which no product takes as they are
+# Decay rates and deviations are kept so; no product takes them as they are.
+_LOGARITHMS = {"log"}
 _EMBEDDINGS = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
 _EMBEDDINGS |= {"wte", "wpe", "lookup"}
 _PLACES = {
