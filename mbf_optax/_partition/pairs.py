@@ -57,9 +57,8 @@ def _only_pair(weight: Entry, biases: Sequence[Entry]) -> dict[str, str]:
   fitting = [bias for bias in biases if fits(weight.shape, _as_vector(bias.shape))]
   if len(fitting) != 1 or names.says_elementwise(weight.name):
     return {}
-  if not _is_bias(fitting[0], weight):
-    return {}
-  return {weight.path: fitting[0].path}
+  (bias,) = fitting
+  return {weight.path: bias.path} if _is_bias(bias, weight) else {}
 
 
 def _is_bias(bias: Entry, weight: Entry) -> bool:

@@ -22,14 +22,20 @@ def assert_equal(found, expected):
     np.testing.assert_array_equal(flatten(found)[path], leaf, err_msg=path)
 
 
-@both
-def test_an_eager_update_is_traced_once(make):
+def counted():
+  """A partition, and a list with an entry for each of its calls."""
   calls = []
 
   def partition(params):
     calls.append(params)
     return mbf_optax.flax_partition()(params)
 
+  return partition, calls
+
+
+@both
+def test_an_eager_update_is_traced_once(make):
+  partition, calls = counted()
   tx = make(0.1, partition=partition)
   state = tx.init(PARAMS)
   before = len(calls)
@@ -55,12 +61,7 @@ def test_an_eager_update_is_that_of_jit(make):
 
 @both
 def test_injected_hyperparameters_are_traced_once(make):
-  calls = []
-
-  def partition(params):
-    calls.append(params)
-    return mbf_optax.flax_partition()(params)
-
+  partition, calls = counted()
   injected = optax.inject_hyperparams(make, static_args=("partition",))
   tx = injected(0.1, damping=0.2, partition=partition)
   eager = compiled = tx.init(PARAMS)

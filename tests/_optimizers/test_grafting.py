@@ -128,13 +128,13 @@ def test_stacked_layers_are_scaled_one_by_one(lengths):
   np.testing.assert_allclose(updates["kernel"], 0.1 * d * norm(g) / norm(d), rtol=1e-5)
 
 
-@pytest.mark.mistyped
 def test_numbers_of_python_are_parameters():
   tx = mbf_optax.graft(optax.identity(), optax.identity())
   updates, _ = tx.update({"scale": 2.0}, tx.init({"scale": 1.0}))
   assert float(updates["scale"]) == 2
 
 
+@pytest.mark.mistyped
 def test_unknown_lengths():
   with pytest.raises(ValueError, match="lengths is 'neuron'; use one of 'layer', 'blo"):
     mbf_optax.graft(optax.identity(), optax.identity(), lengths="neuron")
