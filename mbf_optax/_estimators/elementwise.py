@@ -15,8 +15,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mbf_optax._estimators import axes
-from mbf_optax._estimators.estimator import Operations, Regularizer, Spectrum
+from mbf_optax._estimators.estimator import Operations
 from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.statistics import Regularizer, Spectrum, Statistics
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Inexact
@@ -71,6 +72,10 @@ class ElementwiseBlocks:
 
   def completed(self, state: ElementwiseState) -> ElementwiseState:
     return state
+
+  def statistics(self, state: ElementwiseState) -> list[Statistics]:
+    del state
+    return []
 
   def matrices(
     self, state: ElementwiseState, regularize: Regularizer

@@ -8,53 +8,19 @@ order from all layers are inverted in one batch (:mod:`mbf_optax._linalg.batches
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
 from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.statistics import Regularizer, Statistics
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
-from mbf_optax._tree.shapes import Array, Float, Inexact, Int
+from mbf_optax._tree.shapes import Array, Float, Inexact
 
 INPUTS, OUTPUTS = "inputs", "outputs"
-
-
-class Spectrum(NamedTuple):
-  """What is known of statistics before they are made positive definite.
-
-  Attributes:
-    mean_diagonal: of every matrix, bias correction not yet applied.
-    order: number of rows without padding, of the rank of ``batch``.
-    sharers: number of gradient vectors that one step adds to a matrix.
-    stack_axes: which axes of ``batch`` stack independent layers.
-    is_corrected: whether the bias correction is in the statistics already.
-  """
-
-  mean_diagonal: Float[Array, "*batch"]
-  order: Int[np.ndarray, "*#batch"]
-  sharers: int
-  stack_axes: tuple[int, ...]
-  is_corrected: bool = False
-
-
-Regularizer = Callable[
-  [Spectrum], tuple[Float[Array, "*#batch"], Float[Array, "*#batch"]]
-]
-"""From what is known of statistics ``G`` to ``scale`` and ``shift`` of
-``scale G + shift I``; both broadcast against the batch and have its rank."""
-
-
-def unregularized(
-  spectrum: Spectrum,
-) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """Leaves statistics as they are."""
-  ones = jnp.ones_like(spectrum.mean_diagonal)
-  return ones, jnp.zeros_like(ones)
 
 
 class Operations(NamedTuple):
@@ -110,8 +76,11 @@ class Estimator(Protocol):
   def completed(self, state: Any) -> Any:
     """State as after a complete moving average, whose weights sum to one."""
 
+  def statistics(self, state: Any) -> list[Statistics]:
+    """What matrices are made of, one entry a side; ``mbf_adam`` takes their powers."""
+
   def matrices(self, state: Any, regularize: Regularizer) -> list[Matrices]:
-    """Positive definite matrices, one entry a side."""
+    """Positive definite matrices, one entry a side; ``mbf`` inverts these."""
 
   def inverses(self, state: Any) -> list[Float[Array, "..."]]:
     """The inverses (or powers) in use, one entry a side."""
@@ -167,6 +136,15 @@ class Blocks:
 
   def completed(self, state: Any) -> Any:
     return state
+
+  def statistics(self, state: Any) -> list[Statistics]:
+    raise NotImplementedError(f"mbf_adam has no {self.reading.layer.estimator}.")
+
+  def matrices(self, state: Any, regularize: Regularizer) -> list[Matrices]:
+    return [
+      Matrices(s.statistics, s.is_packed, *regularize(s.spectrum), s.order)
+      for s in self.statistics(state)
+    ]
 
   def inverses(self, state: Any) -> list[Float[Array, "..."]]:
     return [state.inverse]

@@ -11,14 +11,13 @@ from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
-  Regularizer,
-  Spectrum,
   condition_number,
   spread_of,
 )
 from mbf_optax._linalg import triangles
-from mbf_optax._linalg.groups import Matrices, Results, Stored
+from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals, multiply
+from mbf_optax._linalg.statistics import Regularizer, Statistics, Stored
 from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
@@ -49,12 +48,11 @@ class _FullBlocks(Blocks):
     n, blocks = self.reading.block_size, self.reading.blocks
     return Operations(2 * n * n * blocks, 3 * n * n * blocks, 2 * n**3 * blocks)
 
-  def _spectrum(self, diagonals: Float[Array, "n *batch"]) -> Spectrum:
-    """Of statistics with the given diagonals."""
-    batch = self.reading.batch_shape
-    order = np.full([1] * len(batch), self.reading.block_size)
+  def _statistics(self, values: Stored, is_packed: bool) -> list[Statistics]:
+    """Of matrices that each see one gradient vector a step."""
+    order = np.full([1] * len(self.reading.batch_shape), self.reading.block_size)
     stacked = tuple(range(len(self.reading.stack_shape)))
-    return Spectrum(jnp.mean(diagonals, axis=0), order, 1, stacked)
+    return [Statistics(values, is_packed, order, 1, stacked)]
 
 
 class PackedBlocks(_FullBlocks):
@@ -71,10 +69,8 @@ class PackedBlocks(_FullBlocks):
     outer = triangles.outer(gradient)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
-  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
-    spectrum = self._spectrum(triangles.diagonal(state.statistics))
-    scale, shift = regularize(spectrum)
-    return [Matrices(state.statistics, True, scale, shift, spectrum.order)]
+  def statistics(self, state: BlockState) -> list[Statistics]:
+    return self._statistics(state.statistics, is_packed=True)
 
   def precondition(
     self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
@@ -110,10 +106,8 @@ class MatrixBlocks(_FullBlocks):
     outer = vectors[..., :, None] * vectors[..., None, :]
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
-  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
-    spectrum = self._spectrum(diagonals(state.statistics))
-    scale, shift = regularize(spectrum)
-    return [Matrices(state.statistics, False, scale, shift, spectrum.order)]
+  def statistics(self, state: BlockState) -> list[Statistics]:
+    return self._statistics(state.statistics, is_packed=False)
 
   def precondition(
     self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer

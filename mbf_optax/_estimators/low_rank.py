@@ -20,13 +20,12 @@ from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
-  Regularizer,
-  Spectrum,
   condition_number,
 )
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.products import multiply
+from mbf_optax._linalg.statistics import Regularizer, Spectrum
 from mbf_optax._tree.shapes import Array, Float, Int
 
 

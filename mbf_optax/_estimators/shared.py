@@ -18,8 +18,6 @@ from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
   Operations,
-  Regularizer,
-  Spectrum,
   condition_number,
   lengths,
   spread_of,
@@ -29,8 +27,9 @@ from mbf_optax._estimators.full import (
   identity_state,
 )
 from mbf_optax._linalg import products
-from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals
+from mbf_optax._linalg.statistics import Regularizer, Statistics
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Int
@@ -102,16 +101,11 @@ class Parts:
     mean = products.mean_product(self.split(columns))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
-  def matrices(
-    self, state: BlockState, sharers: int, regularize: Regularizer
-  ) -> Matrices:
-    """Regularized matrices; padding has ``shift`` on its diagonal."""
+  def statistics(self, state: BlockState, sharers: int) -> Statistics:
+    """Matrices that each see ``sharers`` gradient vectors a step."""
     stacked = state.statistics.ndim - 3
-    order = self.orders(stacked)
-    traces = products.traces(state.statistics)
-    means = traces / jnp.asarray(order, traces.dtype)
-    scale, shift = regularize(Spectrum(means, order, sharers, tuple(range(stacked))))
-    return Matrices(state.statistics, False, scale, shift, order)
+    order, stack_axes = self.orders(stacked), tuple(range(stacked))
+    return Statistics(state.statistics, False, order, sharers, stack_axes)
 
   def apply(
     self, state: BlockState, columns: Float[Array, "*stack n m"]
@@ -171,8 +165,8 @@ class SharedBlocks(ColumnBlocks):
   ) -> BlockState:
     return self.parts.accumulate(state, self.columns(gradient), ema)
 
-  def matrices(self, state: BlockState, regularize: Regularizer) -> list[Matrices]:
-    return [self.parts.matrices(state, self.reading.blocks_per_layer, regularize)]
+  def statistics(self, state: BlockState) -> list[Statistics]:
+    return [self.parts.statistics(state, self.reading.blocks_per_layer)]
 
   def with_inverses(self, state: BlockState, results: list[Results]) -> BlockState:
     return state._replace(inverse=results[0].values)

@@ -15,15 +15,15 @@ from mbf_optax._estimators.estimator import (
   INPUTS,
   OUTPUTS,
   Operations,
-  Regularizer,
   condition_number,
   lengths,
   spread_of,
 )
 from mbf_optax._estimators.full import BlockState
 from mbf_optax._estimators.shared import ColumnBlocks, Parts
-from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals
+from mbf_optax._linalg.statistics import Regularizer, Statistics
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float
 
@@ -70,11 +70,10 @@ class TwoSidedBlocks(ColumnBlocks):
       self.output_parts.accumulate(state.outputs, columns.mT, ema),
     )
 
-  def matrices(self, state: TwoSidedState, regularize: Regularizer) -> list[Matrices]:
-    reading = self.reading
+  def statistics(self, state: TwoSidedState) -> list[Statistics]:
     return [
-      self.parts.matrices(state.inputs, reading.blocks_per_layer, regularize),
-      self.output_parts.matrices(state.outputs, reading.block_size, regularize),
+      self.parts.statistics(state.inputs, self.reading.blocks_per_layer),
+      self.output_parts.statistics(state.outputs, self.reading.block_size),
     ]
 
   def inverses(self, state: TwoSidedState) -> list[Float[Array, "..."]]:

@@ -1,10 +1,14 @@
 """Inverses and powers of many layers' matrices at once."""
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mbf_optax._linalg import shifts, triangles
 from mbf_optax._linalg.groups import (
@@ -12,17 +16,19 @@ from mbf_optax._linalg.groups import (
   Matrices,
   Part,
   Results,
-  Stored,
   ends_of,
   groups_of,
   identities,
   may_join,
+  part_of_matrices,
+  part_of_statistics,
   split,
   times,
 )
 from mbf_optax._linalg.methods import Method, invert
 from mbf_optax._linalg.products import diagonals
 from mbf_optax._linalg.rows import row_scales
+from mbf_optax._linalg.statistics import Regularizer, Statistics, Stored, joint
 from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 _FEW = 2**17
@@ -48,17 +54,41 @@ def inverses(
   Returns:
     The inverses in the order of ``systems``.
   """
-  groups = groups_of(systems)
+  groups = groups_of(systems, part_of_matrices)
   new = [
     invert(group, [part.matrices(group) for part in group.parts], method)
     for group in groups
   ]
-  return _results(systems, groups, new, previous)
+  results = _results(systems, groups, new, previous)
+  return [r._replace(shift=a.shift) for r, a in zip(results, systems, strict=True)]
+
+
+class Exponents(NamedTuple):
+  """Exponents of many layers' matrices.
+
+  Attributes:
+    values: all of them.
+    indices: for every layer, which of them its matrices have, ``(*stack,)``.
+  """
+
+  values: Float[Array, "k"]
+  indices: list[Int[np.ndarray, "..."]]
+
+  def of(self, part: Part, systems: Sequence[Statistics]) -> Float[Array, "*batch"]:
+    """The exponent of every matrix of a part."""
+    batches = [systems[i].batch for i in part.members]
+    own = [self.indices[i] for i in part.members]
+    aligned = [
+      index.reshape((*index.shape, *[1] * (len(batch) - index.ndim)))
+      for index, batch in zip(own, batches, strict=True)
+    ]
+    return self.values[joint(aligned, batches)]
 
 
 def row_scaled_powers(
-  systems: Sequence[Matrices],
-  exponents: Sequence[Float[Array, "..."]],
+  systems: Sequence[Statistics],
+  regularize: Regularizer,
+  exponents: Exponents,
   previous: Sequence[Float[Array, "..."]],
   method: Method = "sweep",
 ) -> list[Results]:
@@ -72,33 +102,28 @@ def row_scaled_powers(
 
   Args:
     systems: one entry a layer.
-    exponents: ``p`` of every layer; broadcasts against its batch and has its rank.
+    regularize: makes ``A = scale G + shift I`` of statistics ``G`` of any layers.
+    exponents: ``p`` of every layer.
     previous: the layers' powers so far, in the shapes of the statistics.
     method: as for :func:`inverses`.
 
   Returns:
     The powers in the order of ``systems``.
   """
-  groups = groups_of(systems)
-  orders = [jnp.asarray(a.order, a.statistics.dtype) for a in systems]
+  part_of = functools.partial(part_of_statistics, regularize=regularize)
+  groups = groups_of(systems, part_of)
+  p = [[exponents.of(part, systems) for part in group.parts] for group in groups]
   scaled = []
-  for group, powers in zip(
-    groups, _powers(systems, groups, exponents, method), strict=True
-  ):
-    rows = [_row_scales(group, p, p.join(systems, orders)) for p in group.parts]
+  for group, powers in zip(groups, _powers(groups, p, method), strict=True):
+    rows = [_row_scales(group, part) for part in group.parts]
     pairs = zip(powers, rows, strict=True)
     scaled.append([power * _outer(group, f) for power, f in pairs])
   return _results(systems, groups, scaled, previous)
 
 
-def _powers(
-  systems: Sequence[Matrices],
-  groups: Sequence[Group],
-  exponents: Sequence[Float[Array, "..."]],
-  method: Method,
-) -> _OfParts:
+def _powers(groups: Sequence[Group], exponents: _OfParts, method: Method) -> _OfParts:
   """``A^(-p)`` of the parts of every group."""
-  poles, weights = _expansions(systems, groups, exponents)
+  poles, weights = _expansions(groups, exponents)
   floats = sum(part.statistics.size for group in groups for part in group.parts)
   sum_of = _at_once if may_join() and floats <= _FEW else _in_turn
   return sum_of(groups, poles, weights, method)
@@ -160,12 +185,10 @@ def _in_turn(
   return jax.lax.fori_loop(0, shifts.POLES, add, start)
 
 
-def _row_scales(
-  group: Group, part: Part, order: Float[Array, "*batch"]
-) -> Float[Array, "n *batch"]:
-  if group.is_packed:
-    return row_scales(triangles.diagonal(part.statistics), order, part.scale)
-  return row_scales(diagonals(part.statistics), order, part.scale)
+def _row_scales(group: Group, part: Part) -> Float[Array, "n *batch"]:
+  diagonals_of = triangles.diagonal if group.is_packed else diagonals
+  order = jnp.asarray(part.order, part.statistics.dtype)
+  return row_scales(diagonals_of(part.statistics), order, part.scale)
 
 
 def _outer(group: Group, rows: Float[Array, "n *batch"]) -> Stored:
@@ -177,27 +200,21 @@ def _outer(group: Group, rows: Float[Array, "n *batch"]) -> Stored:
 
 
 def _expansions(
-  systems: Sequence[Matrices],
-  groups: Sequence[Group],
-  exponents: Sequence[Float[Array, "..."]],
+  groups: Sequence[Group], exponents: _OfParts
 ) -> tuple[_OfParts, _OfParts]:
   """Shifts ``(poles, *batch)`` and weights ``(terms, *batch)`` of every part.
 
   They are computed for all parts in one array, and never for a layer by itself: a deep
   network would otherwise spend most of its compile time on them.
   """
-  widest = max((a.shift.dtype for a in systems), key=lambda dtype: dtype.itemsize)
   parts = [part for group in groups for part in group.parts]
-  orders = [jnp.asarray(system.order, widest) for system in systems]
-  exponents = [exponent.astype(widest) for exponent in exponents]
-  p, least, order = (
+  widest = jnp.result_type(*(part.shift for part in parts))
+  p, least = (
     jnp.concatenate([values.astype(widest).reshape(-1) for values in each])
-    for each in (
-      [part.join(systems, exponents) for part in parts],
-      [part.shift for part in parts],
-      [part.join(systems, orders) for part in parts],
-    )
+    for each in (itertools.chain(*exponents), [part.shift for part in parts])
   )
+  orders = np.concatenate([part.order.reshape(-1) for part in parts])
+  order = jnp.asarray(orders, widest)
   bound = 1 + order / least
   poles = least[None] * shifts.poles(bound)
   # A^(-p) = l^(-p) (A / l)^(-p), and l^(-1) (A / l + s)^(-1) is (A + l s)^(-1).
@@ -219,7 +236,7 @@ def _expansions(
 
 
 def _results(
-  systems: Sequence[Matrices],
+  systems: Sequence[Matrices] | Sequence[Statistics],
   groups: Sequence[Group],
   new: Sequence[Sequence[Float[Array, "..."]]],
   previous: Sequence[Float[Array, "..."]],
@@ -240,7 +257,7 @@ def _results(
         own = own if group.is_packed else own[..., :n, :n]
         own, is_its = own.reshape(system.statistics.shape), is_its.reshape(system.batch)
         own = jnp.where(_beside(group, is_its), own, previous[index])
-        results[index] = Results(own, system.shift, is_its)
+        results[index] = Results(own, is_its)
   return [results[index] for index in range(len(systems))]
 
 

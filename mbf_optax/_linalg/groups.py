@@ -8,19 +8,26 @@ each layer's sharding.
 import collections
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mbf_optax._linalg import triangles
+from mbf_optax._linalg.statistics import (
+  Regularizer,
+  Statistics,
+  Stored,
+  batch_of,
+  joint,
+)
 from mbf_optax._linalg.sweep import padded_order
 from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
-Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
-"""Symmetric matrices: packed triangles, or whole matrices."""
+_NEARBY = 0.1
+"""Share of an order that padding may add, so that fewer orders have to be compiled."""
 
 
 class Matrices(NamedTuple):
@@ -45,8 +52,11 @@ class Matrices(NamedTuple):
   @property
   def batch(self) -> tuple[int, ...]:
     """Shape of the batch."""
-    shape = self.statistics.shape
-    return shape[1:] if self.is_packed else shape[:-2]
+    return batch_of(self.statistics, self.is_packed)
+
+
+System = TypeVar("System", Matrices, Statistics)
+"""Matrices of one side of a layer, regularized or not."""
 
 
 class Results(NamedTuple):
@@ -54,13 +64,13 @@ class Results(NamedTuple):
 
   Attributes:
     values: where a new one is not finite, the previous.
-    shift: as it came with the matrices.
     is_new: whether each matrix has a new one.
+    shift: of inverses, as it came with the matrices.
   """
 
   values: Stored
-  shift: Float[Array, "*#batch"]
   is_new: Bool[Array, "*batch"]
+  shift: Float[Array, "*#batch"] | float = 0.0
 
 
 class Part(NamedTuple):
@@ -71,12 +81,14 @@ class Part(NamedTuple):
     statistics: as in :class:`Matrices`.
     scale: likewise.
     shift: likewise.
+    order: likewise.
   """
 
   members: tuple[int, ...]
   statistics: Stored
   scale: Float[Array, "*batch"]
   shift: Float[Array, "*batch"]
+  order: Int[np.ndarray, "*batch"]
 
   def matrices(self, group: "Group", more: Float[Array, "*#batch"] | int = 0) -> Stored:
     """``scale G + (shift + more) I``."""
@@ -94,15 +106,6 @@ class Part(NamedTuple):
       statistics=statistics, scale=scale, shift=self.shift[None] + shifts
     )
 
-  def join(
-    self, systems: Sequence[Matrices], values: Sequence[Any]
-  ) -> Float[Array, "*batch"]:
-    """Values of the members, in the shape of their joint batch."""
-    full = [jnp.broadcast_to(values[i], systems[i].batch) for i in self.members]
-    if len(full) == 1:
-      return full[0]
-    return jnp.concatenate([value.reshape(-1) for value in full])
-
 
 class Group(NamedTuple):
   """Parts whose matrices have one order and go through one program."""
@@ -112,30 +115,53 @@ class Group(NamedTuple):
   parts: list[Part]
 
 
-def groups_of(systems: Sequence[Matrices]) -> list[Group]:
-  """Layers whose matrices have one order, layout and dtype, in the order of the first.
+def groups_of(
+  systems: Sequence[System],
+  part_of: Callable[[tuple[int, ...], list[System]], Part],
+) -> list[Group]:
+  """Layers of nearly one order, one layout and one dtype, in the order of the first.
 
   With several devices each layer of wide matrices is a group of its own.
+
+  Args:
+    systems: one entry a layer.
+    part_of: :func:`part_of_matrices` or :func:`part_of_statistics`, given the positions
+      of some layers and the layers.
   """
   found = collections.defaultdict(list)
+  leaders = _leaders([a.statistics.shape[-1] for a in systems if not a.is_packed])
   for index, system in enumerate(systems):
-    found[_kind(index, system)].append(index)
+    found[_kind(index, system, leaders)].append(index)
   groups = []
   for indices in found.values():
     first = systems[indices[0]]
     each = [tuple(indices)] if may_join() else [(index,) for index in indices]
-    parts = [_part(systems, members) for members in each]
+    parts = [part_of(members, [systems[i] for i in members]) for members in each]
     groups.append(Group(first.is_packed, first.as_factor, parts))
   return groups
 
 
-def _kind(index: int, system: Matrices) -> tuple[bool, bool, int, jnp.dtype, int]:
+def _leaders(orders: Sequence[int]) -> dict[int, int]:
+  """The padded order that every order is inverted with: the largest one close to it."""
+  found: dict[int, int] = {}
+  leader = 0
+  for n in sorted(set(orders), reverse=True):
+    order = padded_order(n)
+    if order < (1 - _NEARBY) * leader or not leader:
+      leader = order
+    found[n] = leader
+  return found
+
+
+def _kind(
+  index: int, system: Matrices | Statistics, leaders: Mapping[int, int]
+) -> tuple[bool, bool, int, jnp.dtype, int]:
   """What the layers of a group have in common."""
   statistics = system.statistics
   if system.is_packed:
     return True, system.as_factor, len(statistics), statistics.dtype, -1
   alone = -1 if may_join() else index
-  return False, False, padded_order(statistics.shape[-1]), statistics.dtype, alone
+  return False, False, leaders[statistics.shape[-1]], statistics.dtype, alone
 
 
 def may_join() -> bool:
@@ -143,17 +169,33 @@ def may_join() -> bool:
   return jax.device_count() == 1
 
 
-def _part(systems: Sequence[Matrices], members: tuple[int, ...]) -> Part:
-  layers = [systems[index] for index in members]
-  scale = [jnp.broadcast_to(a.scale, a.batch) for a in layers]
-  shift = [jnp.broadcast_to(a.shift, a.batch) for a in layers]
-  if len(layers) == 1:
-    return Part(members, layers[0].statistics, scale[0], shift[0])
+def part_of_matrices(members: tuple[int, ...], layers: list[Matrices]) -> Part:
+  """Layers that are regularized already."""
   statistics = joined([a.statistics for a in layers], layers[0].is_packed)
-  flat_scale, flat_shift = (
-    jnp.concatenate([v.reshape(-1) for v in each]) for each in (scale, shift)
-  )
-  return Part(members, statistics, flat_scale, flat_shift)
+  order = joint([np.asarray(a.order) for a in layers], [a.batch for a in layers])
+  scale = _flat([jnp.broadcast_to(a.scale, a.batch) for a in layers])
+  shift = _flat([jnp.broadcast_to(a.shift, a.batch) for a in layers])
+  return Part(members, statistics, scale, shift, order)
+
+
+def part_of_statistics(
+  members: tuple[int, ...], layers: list[Statistics], regularize: Regularizer
+) -> Part:
+  """Layers that are regularized as one, matrix by matrix."""
+  first, batches = layers[0], [a.batch for a in layers]
+  order = joint([a.order for a in layers], batches)
+  sharers = joint([np.asarray(a.sharers) for a in layers], batches)
+  statistics = joined([a.statistics for a in layers], first.is_packed)
+  whole = Statistics(statistics, first.is_packed, order, sharers, ())
+  scale, shift = (jnp.broadcast_to(v, whole.batch) for v in regularize(whole.spectrum))
+  return Part(members, statistics, scale, shift, order)
+
+
+def _flat(values: list[Float[Array, "..."]]) -> Float[Array, "..."]:
+  """A number for every matrix, of one layer or of several as one flat batch."""
+  if len(values) == 1:
+    return values[0]
+  return jnp.concatenate([value.reshape(-1) for value in values])
 
 
 def joined(
@@ -165,10 +207,10 @@ def joined(
   if is_packed:
     return jnp.concatenate([v.reshape(len(v), -1) for v in values], axis=1)
   order = max(v.shape[-1] for v in values)
-  return jnp.concatenate([_flat(v, order) for v in values])
+  return jnp.concatenate([_padded(v, order) for v in values])
 
 
-def _flat(
+def _padded(
   statistics: Float[Array, "*batch n n"], order: int
 ) -> Float[Array, "matrices {order} {order}"]:
   """Matrices with one axis for the batch, padded with zeros."""

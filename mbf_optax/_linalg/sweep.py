@@ -8,6 +8,7 @@ does not depend on the size of the matrices.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -20,22 +21,28 @@ from mbf_optax._tree.shapes import Array, Float, Int
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _BORDER = 8
-_PIVOT = 16  # order up to which a pivot block is factorized row by row
+_PIVOT = 16  # rows of a pivot block that are factorized at a time
+_BY_ROWS = 24  # order up to which a pivot block is factorized as a whole
 _LARGE = 320  # order beyond which wide panels pay, and sparing a mirror image
 
 
 def panel_width(n: int) -> int:
   """Columns that the block sweep eliminates at a time for order ``n``.
 
-  A remainder is a second program to compile, so a large order takes a divisor of ``n``
-  if there is one nearby.
+  A remainder is a second program to compile, so it is a divisor of ``n`` where there is
+  one nearby.
   """
-  for limit, width in ((32, 8), (_LARGE, _PIVOT)):
-    if n <= limit:
-      return width
+  if n <= 32:
+    return 8
+  if n <= _LARGE:
+    return _divisor(n, range(_PIVOT, _BY_ROWS + 1))
   most = 128 if n <= 2048 else 256
-  divisors = (width for width in range(most, most // 2, -1) if n % width == 0)
-  return next(divisors, most)
+  return _divisor(n, range(most, most // 2, -1))
+
+
+def _divisor(n: int, candidates: Sequence[int]) -> int:
+  """The first of the candidates that divides ``n``, or the first of all."""
+  return next((width for width in candidates if n % width == 0), candidates[0])
 
 
 def padded_order(n: int) -> int:
@@ -191,7 +198,7 @@ def _inverse_cholesky(
   A pivot that is not positive becomes NaN, which spreads to the whole inverse.
   """
   order = matrices.shape[-1]
-  if order <= _PIVOT:
+  if order <= _BY_ROWS:
     return _by_rows(matrices)
   n = -(-order // _PIVOT) * _PIVOT
   augmented = _beside_identity(pad(matrices, n))

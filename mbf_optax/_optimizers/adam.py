@@ -24,19 +24,18 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from mbf_optax._estimators.estimator import (
-  OUTPUTS,
-  Estimator,
-  unregularized,
-)
+from mbf_optax._estimators.estimator import INPUTS, OUTPUTS, Estimator
 from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
-from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.batches import Exponents
+from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.methods import Method
 from mbf_optax._linalg.products import Precision
+from mbf_optax._linalg.statistics import Statistics, unregularized
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
@@ -52,7 +51,7 @@ from mbf_optax._optimizers.layers import (
   every,
   when,
 )
-from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_by_layer
+from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_of
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
@@ -191,6 +190,10 @@ def scale_by_mbf_adam(
   return optax.GradientTransformationExtraArgs(method.init, compiled_when_eager(method))
 
 
+Averages = dict[str, Float[Array, "..."]]
+"""Of the foretold share, ``(*stack,)`` by layer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Method:
   """The update rule under one set of hyperparameters."""
@@ -291,14 +294,13 @@ class _Method:
     seen = paths.flatten(usable) if source is None else source
     a, adam = self.adam.update(usable, state.adam)
     r = self._foretold(layers, usable, state)
-    kappa = kappa_by_layer(r, k + 1)
 
     def statistics(now: tuple[States, Array]) -> tuple[States, Array]:
       return layers.accumulate(now[0], seen, beta), corrected_by(beta, now[1])
 
     now = layers.of_these(state.curvature), state.bias_correction
     G, c = every(self.curvature_update_period, k, statistics, now)
-    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, kappa), G)
+    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, (r, k + 1)), G)
 
     momentum = moments.nesterov if self.nesterov else moments.plain
     m_hat = paths.flatten(momentum(adam, usable, self.b1))
@@ -326,8 +328,7 @@ class _Method:
         curvature=layers.accumulate(state.curvature, seen, average),
       )
     k, c = state.adam.count, state.bias_correction
-    kappa = kappa_by_layer(state.foretold, k)
-    R = self._powers(layers, state.curvature, c, k, kappa)
+    R = self._powers(layers, state.curvature, c, k, (state.foretold, k))
     return nothing, state._replace(curvature=R)
 
   def _layers(self, readings: Any) -> Layers:
@@ -336,7 +337,7 @@ class _Method:
 
   def _foretold(
     self, layers: Layers, g: optax.Updates, state: MbfAdamState
-  ) -> dict[str, Float[Array, "..."]]:
+  ) -> Averages:
     """Averages of the foretold share by layer, with this gradient's."""
     leaves, before = paths.flatten(g), paths.flatten(state.adam.mu)
     c = moments.correction(
@@ -361,32 +362,48 @@ class _Method:
     G: States,
     c: Float[Array, ""],
     k: Int[Array, ""],
-    kappa: dict[str, Float[Array, "..."]],
+    foretold: tuple[Averages, Int[Array, ""]],
   ) -> States:
-    """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer."""
-    exponents = []
-    for estimator in layers.estimators:
-      share = 1 - jnp.sqrt(kappa[estimator.reading.path])
-      for side in estimator.sides:
-        value = self.output_exponent if side == OUTPUTS else self.exponent
-        exponents.append(share * devices.replicated(_at(value, k), share.dtype))
-    powers = functools.partial(_powers, exponents=exponents, method=self.inverse)
+    """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer.
+
+    ``foretold`` are the averages of ``r``, and of how many steps they are.
+    """
+    largest = {
+      INPUTS: _at(self.exponent, k),
+      OUTPUTS: _at(self.output_exponent, k),
+    }
     regularize = shrunk(c, self.curvature_ema, _at(self.damping, k))
-    return layers.refresh(G, regularize, powers)
+
+    def powers(
+      systems: list[Statistics], previous: list[Float[Array, "..."]]
+    ) -> list[Results]:
+      exponents = _exponents(layers, largest, *foretold)
+      return batches.row_scaled_powers(
+        systems, regularize, exponents, previous, self.inverse
+      )
+
+    return layers.refresh(G, lambda e, state: e.statistics(state), powers)
 
 
-def _powers(
-  systems: list[Matrices],
-  previous: list[Float[Array, "..."]],
-  exponents: list[Float[Array, "..."]],
-  method: Method,
-) -> list[Results]:
-  """Powers of matrices, given the exponents ``(*stack,)`` of their layers."""
-  aligned = [
-    p.astype(a.shift.dtype).reshape(*p.shape, *[1] * (a.shift.ndim - p.ndim))
-    for p, a in zip(exponents, systems, strict=True)
-  ]
-  return batches.row_scaled_powers(systems, aligned, previous, method)
+def _exponents(
+  layers: Layers,
+  largest: dict[str, jax.typing.ArrayLike],
+  averages: Averages,
+  t: Int[Array, ""],
+) -> Exponents:
+  """What acts of the largest exponents by side, for all layers in one array."""
+  of_layers = [averages[estimator.reading.path] for estimator in layers.estimators]
+  dtype = jnp.result_type(*of_layers)
+  joined = jnp.concatenate([r.astype(dtype).reshape(-1) for r in of_layers])
+  share = 1 - jnp.sqrt(kappa_of(joined, t))
+  values = [devices.replicated(value, dtype) * share for value in largest.values()]
+  starts = dict(zip(largest, range(0, 2 * len(joined), len(joined)), strict=True))
+  indices, behind = [], 0
+  for estimator, r in zip(layers.estimators, of_layers, strict=True):
+    own = np.arange(behind, behind + r.size).reshape(r.shape)
+    indices += [np.asarray(starts[side] + own) for side in estimator.sides]
+    behind += r.size
+  return Exponents(jnp.concatenate(values), indices)
 
 
 def _resized(

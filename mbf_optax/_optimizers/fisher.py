@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from mbf_optax._estimators.estimator import Regularizer, Spectrum
 from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
 from mbf_optax._linalg.methods import Method
 from mbf_optax._linalg.products import Precision
+from mbf_optax._linalg.statistics import Regularizer, Spectrum
 from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.eager import compiled_when_eager
@@ -289,8 +289,9 @@ class _Method:
     self, layers: Layers, G: States, c: Float[Array, ""], k: Int[Array, ""]
   ) -> States:
     """``P = (G / c + lambda I)^(-1)`` of the given layers."""
+    regularize = self._damping(c, k)
     invert = functools.partial(batches.inverses, method=self.inverse)
-    return layers.refresh(G, self._damping(c, k), invert)
+    return layers.refresh(G, lambda e, state: e.matrices(state, regularize), invert)
 
   def _damping(self, c: Float[Array, ""], k: Int[Array, ""]) -> Regularizer:
     """``G / c + lambda I``, ``lambda`` relative to a layer's mean diagonal or not."""

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from mbf_optax._estimators.estimator import Estimator, Regularizer
+from mbf_optax._estimators.estimator import Estimator
 from mbf_optax._estimators.table import estimator_of
-from mbf_optax._linalg.groups import Matrices, Results
+from mbf_optax._linalg.groups import Results, System
+from mbf_optax._linalg.statistics import Regularizer
 from mbf_optax._mesh import devices
 from mbf_optax._partition.blocks import from_blocks, to_blocks
 from mbf_optax._partition.layer import Reading
@@ -24,9 +25,6 @@ from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
 States = dict[str, Any]
 """State of every layer by the path of its weight array."""
-
-Compute = Callable[[list[Matrices], list[Float[Array, "..."]]], list[Results]]
-"""From matrices and what was last made of them to what is made of them now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +90,23 @@ class Layers:
     return new
 
   def refresh(
-    self, states: States, regularize: Regularizer, compute: Compute
+    self,
+    states: States,
+    systems_of: Callable[[Estimator, Any], list[System]],
+    compute: Callable[[list[System], list[Float[Array, "..."]]], list[Results]],
   ) -> States:
-    """States with what ``compute`` makes of their matrices, all layers at once."""
+    """States with new inverses or powers, all layers at once.
+
+    Args:
+      states: by layer.
+      systems_of: from a layer's estimator and state to its matrices.
+      compute: from matrices, and what was last made of them, to what is made of them
+        now.
+    """
     systems, previous = [], []
     for estimator in self.estimators:
       state = states[estimator.reading.path]
-      systems += estimator.matrices(state, regularize)
+      systems += systems_of(estimator, state)
       old = estimator.inverses(state)
       previous += [inverse.astype(statistics_dtype(state)) for inverse in old]
     results = compute(systems, previous) if systems else []
@@ -159,7 +167,7 @@ def _cast_inverses(
   estimator: Estimator, state: Any, dtype: jax.typing.DTypeLike
 ) -> Any:
   results = [
-    Results(inverse.astype(dtype), jnp.array(0.0), jnp.array(True))
+    Results(inverse.astype(dtype), jnp.array(True))
     for inverse in estimator.inverses(state)
   ]
   return estimator.with_inverses(state, results)

@@ -7,8 +7,6 @@ one where the gradient persists (first steps, low rates, full batches), near zer
 it is noise or oscillates.
 """
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 
 from mbf_optax._estimators.estimator import inner
@@ -38,17 +36,13 @@ def foretold(
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
-def kappa_by_layer(
-  averages: Mapping[str, Float[Array, "..."]], t: Int[Array, ""]
-) -> dict[str, Float[Array, "..."]]:
-  """``kappa`` at step ``t``, from 1 on, by layer, of averages that started at zero.
+def kappa_of(
+  averages: Float[Array, "*layers"], t: Int[Array, ""]
+) -> Float[Array, "*layers"]:
+  """``kappa`` at step ``t``, from 1 on, of averages of ``r`` that started at zero.
 
   At the first step nothing could be foretold, and the gradient is taken to persist.
   """
-  is_first = (t <= 1).astype(float)
-  correction = 1 - MEMORY ** (t - 1).astype(float) + is_first
-  kappas = {}
-  for path, average in averages.items():
-    first, divisor = (v.astype(average.dtype) for v in (is_first, correction))
-    kappas[path] = jnp.clip(average / divisor + first, 0, 1)
-  return kappas
+  is_first = (t <= 1).astype(averages.dtype)
+  correction = 1 - MEMORY ** (t - 1).astype(averages.dtype) + is_first
+  return jnp.clip(averages / correction + is_first, 0, 1)

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mbf_optax._estimators.estimator import Regularizer, Spectrum
+from mbf_optax._linalg.statistics import Regularizer, Spectrum
 from mbf_optax._mesh import devices
 from mbf_optax._tree.shapes import Array, Float
 
@@ -39,8 +39,8 @@ def shrunk(
   ) -> tuple[Float[Array, "*batch"], Float[Array, "*#batch"]]:
     dtype = spectrum.mean_diagonal.dtype
     samples, level = of_dtype(dtype)
-    n = jnp.asarray(spectrum.order, dtype)
-    alpha = n / (n + spectrum.sharers * samples)
+    n, sharers = (jnp.asarray(v, dtype) for v in (spectrum.order, spectrum.sharers))
+    alpha = n / (n + sharers * samples)
     # The bias correction cancels: it is in the statistics and in their mean diagonal.
     return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + level
 

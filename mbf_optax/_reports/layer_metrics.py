@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbf_optax._estimators.estimator import Estimator, unregularized
+from mbf_optax._estimators.estimator import Estimator
+from mbf_optax._linalg.statistics import unregularized
 from mbf_optax._optimizers.adam_state import MbfAdamState
 from mbf_optax._optimizers.fisher import MbfState
 from mbf_optax._optimizers.found import find_states, plain
 from mbf_optax._optimizers.layers import Layers, computed
-from mbf_optax._optimizers.persistence import kappa_by_layer
+from mbf_optax._optimizers.persistence import kappa_of
 from mbf_optax._partition.blocks import to_blocks
 from mbf_optax._partition.choice import for_mbf, for_mbf_adam
 from mbf_optax._partition.layer import Partition
@@ -149,7 +150,8 @@ def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
   layers = Layers.of(readings).blocks
   momentum = paths.flatten(jax.tree.map(as_float, state.adam.mu))
   _check(layers, state.curvature, paths.flatten(state.adam.nu))
-  kappa = kappa_by_layer(state.foretold, state.adam.count)
+  t = state.adam.count
+  kappa = {path: kappa_of(r, t) for path, r in state.foretold.items()}
   return _View(layers, momentum, dict(state.curvature), kappa, None)
 
 

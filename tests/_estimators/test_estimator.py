@@ -11,11 +11,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mbf_optax._estimators import estimator as protocol
-from mbf_optax._estimators.estimator import INPUTS, OUTPUTS, unregularized
+from mbf_optax._estimators.estimator import INPUTS, OUTPUTS
 from mbf_optax._estimators.low_rank import normalized
 from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Results
+from mbf_optax._linalg.statistics import unregularized
 from mbf_optax._partition.layer import Bias, Layer, read
 
 EMA, SCALE, SHIFT = 0.7, 1.3, 0.2

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbf_optax._estimators.estimator import unregularized
 from mbf_optax._estimators.full import PACKED_LIMIT, MatrixBlocks, PackedBlocks
 from mbf_optax._estimators.table import estimator_of
+from mbf_optax._linalg.statistics import unregularized
 from mbf_optax._partition.layer import Layer, read
 
 

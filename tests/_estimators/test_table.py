@@ -11,8 +11,8 @@ import pytest
 
 import mbf_optax
 from mbf_optax._estimators import axes, table
-from mbf_optax._estimators.estimator import Blocks, Operations, Spectrum
-from mbf_optax._linalg.groups import Matrices
+from mbf_optax._estimators.estimator import Blocks, Operations
+from mbf_optax._linalg.statistics import Statistics
 from mbf_optax._partition.layer import EstimatorName, Layer, Reading, read
 
 
@@ -43,10 +43,9 @@ class OneNumber(Blocks):
     mean = jnp.mean(jnp.square(gradient)).reshape(1, 1)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
-  def matrices(self, state, regularize):
+  def statistics(self, state):
     order = np.ones((), int)
-    spectrum = Spectrum(state.statistics[0, 0], order, self.reading.blocks, ())
-    return [Matrices(state.statistics, False, *regularize(spectrum), order)]
+    return [Statistics(state.statistics, False, order, self.reading.blocks, ())]
 
   def with_inverses(self, state, results):
     return state._replace(inverse=results[0].values)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mbf_optax._linalg import batches, shifts, triangles
+from mbf_optax._linalg.batches import Exponents
 from mbf_optax._linalg.groups import Matrices
 from mbf_optax._linalg.rows import row_scales
+from mbf_optax._linalg.statistics import Statistics
 
 LEAST, SCALE = 0.1, 3.0
 SHAPES = [(4, 9), (2, 3, 9), (5, 4), (2, 40), (33,), (3, 60)]
@@ -67,10 +69,28 @@ def inverses(method):
   return invert if method == "linalg" else jax.jit(invert)
 
 
+def unregularized(given):
+  """Systems as the statistics that they are made of."""
+  return [Statistics(s.statistics, s.is_packed, s.order, 1, ()) for s in given]
+
+
+def constant(spectrum):
+  """``SCALE G + LEAST I`` of any statistics."""
+  ones = jnp.ones_like(spectrum.mean_diagonal)
+  return SCALE * ones, LEAST * ones
+
+
+def everywhere(p, given):
+  """One exponent for all layers."""
+  return Exponents(jnp.asarray([p], given[0].shift.dtype), [np.array(0)] * len(given))
+
+
 @jax.jit
-def powers(values, exponents, previous):
+def powers(values, p, previous):
   given = [s._replace(statistics=v) for s, v in zip(systems(), values, strict=True)]
-  return batches.row_scaled_powers(given, exponents, previous)
+  return batches.row_scaled_powers(
+    unregularized(given), constant, everywhere(p, given), previous
+  )
 
 
 def values_of(given):
@@ -84,6 +104,7 @@ def test_layers_are_inverted_together(method):
   results = inverses(method)(values_of(given), previous)
   for matrix, system, result in zip(dense(), given, results, strict=True):
     assert result.values.shape == system.statistics.shape
+    np.testing.assert_array_equal(result.shift, system.shift)
     assert result.is_new.shape == matrix.shape[:-2]
     assert np.all(result.is_new)
     found = unpacked(system, result.values)
@@ -113,15 +134,14 @@ def with_a_broken_matrix(system):
   return system.statistics.at[... if alone else 0].set(jnp.nan)
 
 
-def check_broken(given, broken, results):
-  for system, values, result in zip(given, broken, results, strict=True):
+def check_broken(broken, results):
+  for values, result in zip(broken, results, strict=True):
     is_nan = np.isnan(np.asarray(values))
     assert is_nan.any()
     new, is_new = np.asarray(result.values), np.asarray(result.is_new)
     np.testing.assert_array_equal(new[is_nan], 7.0)
     assert not np.any(new[~is_nan] == 7.0)
     assert np.sum(~is_new) == np.sum(is_nan) / (is_nan.size / is_new.size)
-    np.testing.assert_array_equal(result.shift, system.shift)
 
 
 @pytest.mark.parametrize("method", ["sweep", "linalg"])
@@ -129,15 +149,14 @@ def test_a_matrix_without_an_inverse_keeps_the_previous_one(method):
   given = systems()
   previous = [jnp.full_like(system.statistics, 7.0) for system in given]
   broken = list(map(with_a_broken_matrix, given))
-  check_broken(given, broken, inverses(method)(broken, previous))
+  check_broken(broken, inverses(method)(broken, previous))
 
 
 def test_a_matrix_without_a_power_keeps_the_previous_one():
   given = systems()
   previous = [jnp.full_like(system.statistics, 7.0) for system in given]
   broken = list(map(with_a_broken_matrix, given))
-  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
-  check_broken(given, broken, powers(broken, exponents, previous))
+  check_broken(broken, powers(broken, 0.5, previous))
 
 
 def exact_power(matrices, exponents):
@@ -151,8 +170,7 @@ def test_powers_are_within_the_bound_of_the_shifts(p):
   """``tests/_linalg/test_shifts.py`` bounds the scalar error; a norm has the same."""
   given, layers = systems(), dense()
   previous = [jnp.zeros_like(system.statistics) for system in given]
-  exponents = [jnp.full_like(system.shift, p) for system in given]
-  results = powers(values_of(given), exponents, previous)
+  results = powers(values_of(given), p, previous)
   for matrices, system, result in zip(layers, given, results, strict=True):
     exact = exact_power(matrices, np.full([1] * (matrices.ndim - 2), p))
     error = np.linalg.norm(unpacked(system, result.values) - exact, 2, (-2, -1))
@@ -173,17 +191,8 @@ def test_rows_of_uneven_matrices_are_scaled():
     values = packed(uneven) if system.is_packed else jnp.asarray(uneven)
     given.append(system._replace(statistics=values.astype(jnp.float32)))
   previous = [jnp.zeros_like(system.statistics) for system in given]
-  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
-
-  @jax.jit
-  def scaled_powers(values):
-    filled = [
-      system._replace(statistics=value)
-      for system, value in zip(given, values, strict=True)
-    ]
-    return batches.row_scaled_powers(filled, exponents, previous)
-
-  for system, result in zip(given, scaled_powers(values_of(given)), strict=True):
+  results = powers(values_of(given), 0.5, previous)
+  for system, result in zip(given, results, strict=True):
     g = unpacked(system, system.statistics)
     d = np.diagonal(g, axis1=-2, axis2=-1)
     order = jnp.full(d.shape[:-1], d.shape[-1], jnp.float32)
@@ -199,19 +208,19 @@ def test_rows_of_uneven_matrices_are_scaled():
 
 
 def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():
-  """As stacked layers do; exponents are aligned with the batch and broadcast."""
+  """As stacked layers do."""
   matrices = statistics()[1][..., :8, :8]
   exponents = np.array([0.3, 0.9]).reshape(2, 1)
   least = np.array([0.02, 0.3]).reshape(2, 1)
-  system = Matrices(
-    jnp.asarray(matrices, jnp.float32),
-    False,
-    jnp.ones((1, 1)),
-    jnp.asarray(least, jnp.float32),
-    np.full((1, 1), 8),
+  given = Statistics(
+    jnp.asarray(matrices, jnp.float32), False, np.full((1, 1), 8), 1, (0,)
   )
+  values = Exponents(jnp.array([0.5, 0.3, 0.9]), [np.array([1, 2])])
   (result,) = batches.row_scaled_powers(
-    [system], [jnp.asarray(exponents, jnp.float32)], [jnp.zeros((2, 3, 8, 8))]
+    [given],
+    lambda _: (jnp.ones((1, 1)), jnp.asarray(least, jnp.float32)),
+    values,
+    [jnp.zeros((2, 3, 8, 8))],
   )
   exact = exact_power(matrices + least[..., None, None] * np.eye(8), exponents)
   np.testing.assert_allclose(result.values, exact, rtol=1e-2, atol=1e-2)
@@ -220,9 +229,9 @@ def test_every_matrix_may_have_an_exponent_and_a_least_eigenvalue_of_its_own():
 def test_powers_of_float64_are_wide():
   with jax.enable_x64(True):
     given = systems(dtype="float64")[:1]
-    exponents = [jnp.ones_like(given[0].shift)]
+    previous = [jnp.zeros_like(given[0].statistics)]
     (result,) = batches.row_scaled_powers(
-      given, exponents, [jnp.zeros_like(given[0].statistics)]
+      unregularized(given), constant, everywhere(1.0, given), previous
     )
     exact = packed(np.linalg.inv(dense()[0]))
     np.testing.assert_allclose(result.values, exact, rtol=1e-9, atol=1e-9)
@@ -248,10 +257,11 @@ def test_dtypes_are_not_joined():
 
 def all_powers(given):
   previous = [jnp.zeros_like(system.statistics) for system in given]
-  exponents = [jnp.full_like(system.shift, 0.5) for system in given]
 
   def powers():
-    results = batches.row_scaled_powers(given, exponents, previous)
+    results = batches.row_scaled_powers(
+      unregularized(given), constant, everywhere(0.5, given), previous
+    )
     return [result.values for result in results]
 
   return powers

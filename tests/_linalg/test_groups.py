@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mbf_optax._linalg import groups
-from mbf_optax._linalg.groups import Matrices
+from mbf_optax._linalg.groups import Matrices, part_of_matrices
+from mbf_optax._linalg.statistics import Statistics
 
 ROWS, COLUMNS = np.triu_indices(3)
 
@@ -46,7 +47,7 @@ def members(found):
 
 
 def test_layers_of_one_order_layout_and_dtype_are_one_group():
-  found = groups.groups_of(SYSTEMS)
+  found = groups.groups_of(SYSTEMS, part_of_matrices)
   assert members(found) == [[(0, 2)], [(1, 5)], [(3,)], [(4,)], [(6,)]]
   assert [group.is_packed for group in found] == [False, True, True, False, False]
   assert [group.as_factor for group in found] == [False, False, True, False, False]
@@ -54,13 +55,13 @@ def test_layers_of_one_order_layout_and_dtype_are_one_group():
 
 def test_layers_of_several_devices_stay_by_themselves(monkeypatch):
   monkeypatch.setattr(groups.jax, "device_count", lambda: 2)
-  found = groups.groups_of(SYSTEMS)
+  found = groups.groups_of(SYSTEMS, part_of_matrices)
   assert members(found) == [[(0,)], [(1,), (5,)], [(2,)], [(3,)], [(4,)], [(6,)]]
 
 
 def test_whole_matrices_are_joined_scaled_and_shifted():
   layers = [whole(9), whole(2, 2, 11, scale=3.0, shift=-1.0, seed=1)]
-  (group,) = groups.groups_of(layers)
+  (group,) = groups.groups_of(layers, part_of_matrices)
   (part,) = group.parts
   one, others = symmetric(9), symmetric(2, 2, 11, seed=1).reshape(4, 11, 11)
   expected = np.zeros((5, 11, 11))
@@ -75,7 +76,7 @@ def test_whole_matrices_are_joined_scaled_and_shifted():
 
 def test_packed_matrices_are_joined_scaled_and_shifted():
   layers = [packed(2), packed(2, 2, scale=3.0, shift=-1.0, seed=1)]
-  (group,) = groups.groups_of(layers)
+  (group,) = groups.groups_of(layers, part_of_matrices)
   (part,) = group.parts
   first, second = symmetric(2, 3), symmetric(2, 2, 3, seed=1).reshape(4, 3, 3)
   expected = np.concatenate([2 * first + 0.5 * np.eye(3), 3 * second - np.eye(3)])
@@ -85,7 +86,7 @@ def test_packed_matrices_are_joined_scaled_and_shifted():
 
 @pytest.mark.parametrize("system", [packed(2), whole(2, 9)])
 def test_copies_of_a_part_differ_by_their_shifts_alone(system):
-  (group,) = groups.groups_of([system])
+  (group,) = groups.groups_of([system], part_of_matrices)
   (part,) = group.parts
   axis = 1 if system.is_packed else 0
   shifts = jnp.array([[0.0, 1.0], [10.0, 20.0], [3.0, 4.0]])
@@ -95,12 +96,44 @@ def test_copies_of_a_part_differ_by_their_shifts_alone(system):
   np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
-def test_values_of_layers_are_joined_in_the_order_of_the_members():
-  layers = [whole(9), packed(2), whole(2, 2, 9)]
-  first, second = (group.parts[0] for group in groups.groups_of(layers))
-  values = [jnp.array(1.0), jnp.array([2.0, 3.0]), jnp.array([[4.0], [5.0]])]
-  np.testing.assert_array_equal(first.join(layers, values), [1, 4, 4, 5, 5])
-  np.testing.assert_array_equal(second.join(layers, values), [2, 3])
+def test_orders_that_hardly_differ_share_a_program():
+  """Those of a layer's inputs and outputs differ by its bias."""
+  layers = [whole(128), whole(2, 129), whole(100), whole(1024), whole(1025), whole(900)]
+  found = groups.groups_of(layers, part_of_matrices)
+  assert members(found) == [[(0, 1)], [(2,)], [(3, 4)], [(5,)]]
+  assert found[0].parts[0].statistics.shape == (3, 129, 129)
+
+
+def by_mean(spectrum):
+  """Numbers that tell who asked: from a mean diagonal, an order and sharers."""
+  order, sharers = (jnp.asarray(v, jnp.float32) for v in spectrum[1:3])
+  return order / spectrum.mean_diagonal, order + 100 * sharers
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_statistics_are_regularized_as_one_batch(is_packed):
+  """Every matrix by what is known of itself."""
+  shapes, sharers = [(2, 3), (1, 2, 3)], [7, 5]
+  dense = [np.abs(symmetric(*shape, seed=len(shape))) for shape in shapes]
+  layers = [
+    Statistics(
+      jnp.asarray(np.moveaxis(d[..., ROWS, COLUMNS], -1, 0) if is_packed else d),
+      is_packed,
+      np.full([1] * (d.ndim - 2), 3),
+      known,
+      (0,),
+    )
+    for d, known in zip(dense, sharers, strict=True)
+  ]
+  part = groups.part_of_statistics((4, 6), layers, by_mean)
+  assert part.members == (4, 6)
+  means = [np.trace(d, axis1=-2, axis2=-1).reshape(-1) / 3 for d in dense]
+  np.testing.assert_allclose(part.scale, 3 / np.concatenate(means), rtol=1e-5)
+  np.testing.assert_array_equal(part.shift, [703, 703, 503, 503])
+  np.testing.assert_array_equal(part.order, [3, 3, 3, 3])
+  alone = groups.part_of_statistics((1,), layers[1:], by_mean)
+  np.testing.assert_allclose(alone.scale, 3 / means[1].reshape(1, 2), rtol=1e-5)
+  np.testing.assert_array_equal(alone.shift, [[503, 503]])
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(0, (6, 2)), (1, (2, 6))])

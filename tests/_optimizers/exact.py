@@ -16,12 +16,12 @@ DIGITS, ITERATIONS = 44, 9
 _matmul = jax.numpy.matmul
 
 
-def powers(systems, groups, exponents, method):
+def powers(groups, exponents, method):
   """Like ``_powers`` of ``mbf_optax._linalg.batches``."""
   del method
   return [
-    [_power(group, part, part.join(systems, exponents)) for part in group.parts]
-    for group in groups
+    [_power(group, part, p) for part, p in zip(group.parts, of_group, strict=True)]
+    for group, of_group in zip(groups, exponents, strict=True)
   ]
 
 

@@ -18,7 +18,7 @@ import pytest
 import mbf_optax
 from mbf_optax._estimators import full
 from mbf_optax._linalg import batches, products
-from mbf_optax._optimizers.persistence import kappa_by_layer
+from mbf_optax._optimizers.persistence import kappa_of
 from tests import reference, trees
 from tests._optimizers import exact
 from tests.contract.common import random_tree
@@ -156,7 +156,7 @@ def test_exact_powers_of_uneven_rows(monkeypatch):
 def check_persistence(state, oracle, tolerance):
   """Of every layer, and of each of a stack by itself."""
   t = state[0].adam.count
-  found = kappa_by_layer(state[0].foretold, t)
+  found = {path: kappa_of(r, t) for path, r in state[0].foretold.items()}
   assert found.keys() == oracle.persistence.keys()
   for path, kappas in oracle.persistence.items():
     np.testing.assert_allclose(np.ravel(found[path]), kappas, atol=10 * tolerance)

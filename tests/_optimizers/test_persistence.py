@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_by_layer
+from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_of
 
 SHAPE = (40, 30)
 PARTITION = mbf_optax.flax_partition("shared")
@@ -20,7 +20,7 @@ def share(g, m_hat, stack_ndim=0, correction=0.3):
 
 
 def kappa(average, t):
-  return kappa_by_layer({"layer": jnp.float32(average)}, jnp.int32(t))["layer"]
+  return kappa_of(jnp.float32(average), jnp.int32(t))
 
 
 def vectors(seed=0, shape=SHAPE):

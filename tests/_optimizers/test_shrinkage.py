@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbf_optax._estimators.estimator import Spectrum
+from mbf_optax._linalg.statistics import Spectrum
 from mbf_optax._optimizers.shrinkage import shrunk
 
 

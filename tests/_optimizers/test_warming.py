@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import mbf_optax
-from mbf_optax._estimators.estimator import Spectrum
+from mbf_optax._linalg.statistics import Spectrum
 from mbf_optax._optimizers.shrinkage import shrunk
 from tests.contract import common
 
