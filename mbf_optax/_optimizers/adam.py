@@ -24,14 +24,12 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
 from mbf_optax._estimators.estimator import INPUTS, OUTPUTS, Estimator
 from mbf_optax._estimators.size import check_size
 from mbf_optax._linalg import batches
-from mbf_optax._linalg.batches import Exponents
 from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.methods import Method
 from mbf_optax._linalg.products import Precision
@@ -41,6 +39,7 @@ from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.adam_state import MbfAdamState, init_state
 from mbf_optax._optimizers.eager import compiled_when_eager
+from mbf_optax._optimizers.exponents import Averages, acting
 from mbf_optax._optimizers.faults import without_faults
 from mbf_optax._optimizers.instruction import WarmStart
 from mbf_optax._optimizers.layers import (
@@ -51,7 +50,7 @@ from mbf_optax._optimizers.layers import (
   every,
   when,
 )
-from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_of
+from mbf_optax._optimizers.persistence import MEMORY, foretold
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
@@ -190,10 +189,6 @@ def scale_by_mbf_adam(
   return optax.GradientTransformationExtraArgs(method.init, compiled_when_eager(method))
 
 
-Averages = dict[str, Float[Array, "..."]]
-"""Of the foretold share, ``(*stack,)`` by layer."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Method:
   """The update rule under one set of hyperparameters."""
@@ -300,7 +295,7 @@ class _Method:
 
     now = layers.of_these(state.curvature), state.bias_correction
     G, c = every(self.curvature_update_period, k, statistics, now)
-    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, (r, k + 1)), G)
+    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, r, k + 1), G)
 
     momentum = moments.nesterov if self.nesterov else moments.plain
     m_hat = paths.flatten(momentum(adam, usable, self.b1))
@@ -328,7 +323,7 @@ class _Method:
         curvature=layers.accumulate(state.curvature, seen, average),
       )
     k, c = state.adam.count, state.bias_correction
-    R = self._powers(layers, state.curvature, c, k, (state.foretold, k))
+    R = self._powers(layers, state.curvature, c, k, state.foretold, k)
     return nothing, state._replace(curvature=R)
 
   def _layers(self, readings: Any) -> Layers:
@@ -362,48 +357,24 @@ class _Method:
     G: States,
     c: Float[Array, ""],
     k: Int[Array, ""],
-    foretold: tuple[Averages, Int[Array, ""]],
+    r: Averages,
+    t: Int[Array, ""],
   ) -> States:
     """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer.
 
-    ``foretold`` are the averages of ``r``, and of how many steps they are.
+    ``r`` are averages over the first ``t`` steps.
     """
-    largest = {
-      INPUTS: _at(self.exponent, k),
-      OUTPUTS: _at(self.output_exponent, k),
-    }
+    largest = {INPUTS: self.exponent, OUTPUTS: self.output_exponent}
+    largest = {side: _at(value, k) for side, value in largest.items()}
     regularize = shrunk(c, self.curvature_ema, _at(self.damping, k))
 
     def powers(
       systems: list[Statistics], previous: list[Float[Array, "..."]]
     ) -> list[Results]:
-      exponents = _exponents(layers, largest, *foretold)
-      return batches.row_scaled_powers(
-        systems, regularize, exponents, previous, self.inverse
-      )
+      p = acting(layers, largest, r, t)
+      return batches.row_scaled_powers(systems, regularize, p, previous, self.inverse)
 
     return layers.refresh(G, lambda e, state: e.statistics(state), powers)
-
-
-def _exponents(
-  layers: Layers,
-  largest: dict[str, jax.typing.ArrayLike],
-  averages: Averages,
-  t: Int[Array, ""],
-) -> Exponents:
-  """What acts of the largest exponents by side, for all layers in one array."""
-  of_layers = [averages[estimator.reading.path] for estimator in layers.estimators]
-  dtype = jnp.result_type(*of_layers)
-  joined = jnp.concatenate([r.astype(dtype).reshape(-1) for r in of_layers])
-  share = 1 - jnp.sqrt(kappa_of(joined, t))
-  values = [devices.replicated(value, dtype) * share for value in largest.values()]
-  starts = dict(zip(largest, range(0, 2 * len(joined), len(joined)), strict=True))
-  indices, behind = [], 0
-  for estimator, r in zip(layers.estimators, of_layers, strict=True):
-    own = np.arange(behind, behind + r.size).reshape(r.shape)
-    indices += [np.asarray(starts[side] + own) for side in estimator.sides]
-    behind += r.size
-  return Exponents(jnp.concatenate(values), indices)
 
 
 def _resized(

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mbf_optax
@@ -127,6 +128,23 @@ def loops(scale_by, sizes):
   params = structs(dense_layers(sizes))
   state = jax.eval_shape(tx.init, params)
   return jax.jit(tx.update).lower(params, state).as_text().count("stablehlo.while")
+
+
+def operations(tx, count):
+  """Operations in the program of an update of so many equal layers."""
+  layer = {"kernel": (64, 64), "bias": (64,)}
+  params = structs({f"Dense_{i}": layer for i in range(count)})
+  state = jax.eval_shape(tx.init, params)
+  return jax.jit(tx.update).lower(params, state, params).as_text().count(" = ")
+
+
+@pytest.mark.parametrize(("name", "most"), [("mbf", 1.5), ("mbf_adam", 3.8)])
+def test_a_layer_more_adds_so_many_operations_beside_adams(name, most):
+  """They are what a deep network's compile time grows with."""
+  with jax.numpy_dtype_promotion("standard"):
+    adam = operations(optax.adam(0.1), 4) - operations(optax.adam(0.1), 3)
+  tx = getattr(mbf_optax, name)(0.1)
+  assert operations(tx, 4) - operations(tx, 3) <= most * adam
 
 
 @pytest.mark.parametrize("size", [6, 50])
