@@ -69,6 +69,13 @@ def test_padded_orders_are_coarse_and_spare_one_more_than_a_power(n, order):
   assert sweep.padded_order(n) == order
 
 
+@pytest.mark.parametrize("n", [40, 72, 128, 136, 200, 264, 320, 1032])
+def test_panels_divide_orders_that_are_padded_to(n):
+  """A remainder would be a program of its own."""
+  assert sweep.padded_order(n) == n
+  assert n % sweep.panel_width(n) == 0
+
+
 def test_padding_is_an_identity_block():
   given = inverses.matrices_of_condition(2, 5, 10).astype(np.float32)
   padded = np.asarray(sweep.pad(jnp.asarray(given), 8))
