@@ -165,6 +165,10 @@ def test_the_readme_says_what_the_runs_say():
   runs = json.loads((nanogpt.RESULTS / "nanogpt.json").read_text())["runs"]
   last = {name: run["validation"][-1] for name, run in runs.items()}
   steps, seconds = nanogpt.reached(runs["mbf_adam"], 1.88)
+  at_goal = {
+    name: nanogpt.reached(runs[name], 1.88)[1]
+    for name in ("muon, 0.01", "adamw, 0.003")
+  }
   readme = (nanogpt.RESULTS.parents[2] / "README.md").read_text()
   muon = min(loss for name, loss in last.items() if name.startswith("muon"))
   for said in (
@@ -173,5 +177,7 @@ def test_the_readme_says_what_the_runs_say():
     f"after 2,000 steps and {runs['adamw']['seconds'][-1]:.0f} seconds",
     f"at {last['mbf_adam, 0.003']:.2f} and {last['adamw, 0.003']:.2f}, muon",
     f"rates of its own, at {muon:.2f} ",
+    f"at 1.88 after {at_goal['muon, 0.01']:.0f} seconds, AdamW at that rate after"
+    f" {at_goal['adamw, 0.003']:.0f};",
   ):
     assert said in readme, said
