@@ -1,4 +1,4 @@
-"""Matrices of equal order from all layers, joined into one batch and cut again.
+"""Matrices of nearly equal order from all layers, joined into one batch and cut again.
 
 So the compiled program grows with the number of distinct orders and not with the depth
 of the network. With several devices every layer stays by itself: joining would undo
