@@ -8,6 +8,7 @@ and every operation below is elementwise over the contiguous batch.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbf_optax._tree.shapes import Array, Float, Int
+
+_STRAIGHT = 16
+"""Order up to which the elimination is straight-line code on CUDA."""
 
 
 def packed_size(n: int) -> int:
@@ -101,6 +105,48 @@ def inverse(packed: Any) -> Any:
   Returns:
     The inverses in the same shapes and dtypes.
   """
+  n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
+  if n > _STRAIGHT:
+    return _in_a_loop(packed)
+  return jax.lax.platform_dependent(
+    packed, cuda=functools.partial(jax.tree.map, _straight), default=_in_a_loop
+  )
+
+
+def _straight(packed: Float[Array, "t *batch"]) -> Float[Array, "t *batch"]:
+  """:func:`inverse` without a loop, an array for every entry.
+
+  A GPU's time is that of the bytes it moves, and a loop moves all of them for every
+  pivot. Up to an order of 12 XLA makes one kernel of this.
+  """
+  n = unpacked_size(len(packed))
+  pairs = list(itertools.combinations_with_replacement(range(n), 2))
+  entry = dict(zip(pairs, packed, strict=True))
+
+  def at(i: int, j: int) -> tuple[int, int]:
+    return min(i, j), max(i, j)
+
+  for k in range(n):
+    column = [entry[at(i, k)] for i in range(n)]
+    reciprocal = _reciprocal(column[k])
+    scaled = [element * reciprocal for element in column]
+    for i, j in pairs:
+      if k not in (i, j):
+        entry[i, j] = entry[i, j] - column[i] * scaled[j]
+    for i in range(n):
+      entry[at(i, k)] = scaled[i]
+    entry[k, k] = -reciprocal
+  return -jnp.stack([entry[pair] for pair in pairs])
+
+
+def _reciprocal(pivot: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+  """Not a number where a pivot is not positive."""
+  usable = (pivot > 0) & (pivot < jnp.inf)
+  return jnp.where(usable, 1 / pivot, jnp.nan)
+
+
+def _in_a_loop(packed: Any) -> Any:
+  """:func:`inverse` as a loop over pivots, whose program is small."""
   n, table = _table(packed)
   rows, columns = _triangle(n)
 
@@ -109,9 +155,7 @@ def inverse(packed: Any) -> Any:
   ) -> Float[Array, "t *batch"]:
     entries = table[k]
     column = swept[entries]
-    pivot = column[k]
-    usable = (pivot > 0) & (pivot < jnp.inf)
-    reciprocal = jnp.where(usable, 1 / pivot, jnp.nan)
+    reciprocal = _reciprocal(column[k])
     scaled = column * reciprocal[None]
     swept = swept - column[rows] * scaled[columns]
     return swept.at[entries].set(scaled.at[k].set(-reciprocal))

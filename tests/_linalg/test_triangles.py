@@ -44,6 +44,24 @@ def test_a_bad_matrix_is_marked_and_leaves_the_others_alone(n, fault):
   inverses.marks_a_bad_matrix_alone(invert, n, fault)
 
 
+def invert_straight(matrices):
+  """The code for CUDA, step by step: as one program it compiles slowly on a CPU."""
+  packed = triangles.pack(jnp.moveaxis(matrices, 0, -1))
+  return jnp.moveaxis(triangles.unpack(triangles._straight(packed)), -1, 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_straight_line_code_is_as_accurate_as_the_loop(n):
+  inverses.exact_in_float64(invert_straight, n)
+  for condition in inverses.CONDITIONS:
+    inverses.within_twice_of_lapack(invert_straight, n, condition)
+
+
+@pytest.mark.parametrize("fault", inverses.FAULTS)
+def test_straight_line_code_marks_a_bad_matrix_alone(fault):
+  inverses.marks_a_bad_matrix_alone(invert_straight, 9, fault)
+
+
 def symmetric(n, *batch):
   matrix = RNG.normal(size=(n, n, *batch)).astype(np.float32)
   return matrix + np.swapaxes(matrix, 0, 1)

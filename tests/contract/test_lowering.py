@@ -12,9 +12,10 @@ import optax
 import pytest
 
 import mbf_optax
+from mbf_optax._linalg import batches
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
-CHOLESKY = ["cusolver_potrf_ffi"]
+CHOLESKY = ["cusolver_potrf_ffi", "LayoutConstraint"]
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
   "full": {"kernel": (4, 3), "bias": (3,)},
@@ -67,10 +68,31 @@ def test_update_lowers_without_custom_calls(name, platform):
 def test_wide_matrices_are_factorized_by_the_library_of_cuda(name):
   """Cholesky's call does not hang there."""
   text = exported(MAKE[name](), ["cuda"]).mlir_module()
-  assert set(custom_calls(text)) == {"cusolver_potrf_ffi"}
+  assert set(custom_calls(text)) == set(CHOLESKY)
   assert "stablehlo.triangular_solve" in text
   sweeps = exported(MAKE[name](), ["cpu"]).mlir_module().count("stablehlo.while")
   assert text.count("stablehlo.while") < sweeps
+
+
+def loops_on(platform, shapes):
+  """Loops in the program of an update of ``mbf_adam``."""
+  tx, params = mbf_optax.mbf_adam(0.1), structs(shapes)
+  state = jax.eval_shape(tx.init, params)
+  lowered = jax.jit(tx.update).trace(params, state, params).lower
+  return lowered(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+
+def test_cuda_inverts_kernels_and_a_few_wide_matrices_without_a_loop(monkeypatch):
+  """It would move all matrices for every pivot, and start kernels for every shift."""
+  conv, wide = {"conv": SHAPES["conv"]}, {"wide": SHAPES["wide"]}
+  larger = {"conv": {"kernel": (5, 5, 2, 3)}}
+  assert [loops_on("cpu", s) for s in (conv, wide, larger)] == [1, 4, 1]
+  assert [loops_on("cuda", s) for s in (conv, wide, larger)] == [0, 0, 1]
+  monkeypatch.setattr(batches, "_FEW", 0)
+  assert loops_on("cpu", wide) > 4
+  assert loops_on("cuda", wide) == 0
+  monkeypatch.setattr(batches, "_FEW_ON_CUDA", 0)
+  assert loops_on("cuda", wide) == 1
 
 
 SCALE_BY = {"mbf": mbf_optax.scale_by_mbf, "mbf_adam": mbf_optax.scale_by_mbf_adam}
@@ -138,7 +160,7 @@ def operations(tx, count):
   return jax.jit(tx.update).lower(params, state, params).as_text().count(" = ")
 
 
-@pytest.mark.parametrize(("name", "most"), [("mbf", 1.5), ("mbf_adam", 3.8)])
+@pytest.mark.parametrize(("name", "most"), [("mbf", 2.0), ("mbf_adam", 4.7)])
 def test_a_layer_more_adds_so_many_operations_beside_adams(name, most):
   """They are what a deep network's compile time grows with."""
   with jax.numpy_dtype_promotion("standard"):
