@@ -161,9 +161,9 @@ class _LayerReference:
     if estimator == "full":
       self.inputs = [_Matrix(range(b, b + 1), slice(0, length)) for b in range(blocks)]
     elif estimator in ("shared", "both"):
-      longest = None if limit is None else limit + biased  # The bias comes on top.
-      cuts = pieces(length, longest)
-      self.inputs = [_Matrix(range(blocks), piece) for piece in cuts]
+      *cuts, last = pieces(length - biased, limit)
+      last = slice(last.start, last.stop + biased)  # The bias comes with the last.
+      self.inputs = [_Matrix(range(blocks), piece) for piece in [*cuts, last]]
     else:
       raise ValueError(f"mbf_adam has no estimator {estimator!r}")
     # Of the transposed layer, whose blocks are the inputs.

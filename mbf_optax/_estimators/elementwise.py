@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mbf_optax._estimators import axes
-from mbf_optax._estimators.estimator import Operations
+from mbf_optax._estimators.estimator import Norms, Operations
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.statistics import Regularizer, Spectrum, Statistics
-from mbf_optax._partition.blocks import Pieces
+from mbf_optax._partition.blocks import Pieces, joined
 from mbf_optax._partition.layer import Reading
-from mbf_optax._tree.shapes import Array, Float, Inexact
+from mbf_optax._tree.shapes import Array, Float
 
 _EPSILON = 1e-8
 
@@ -64,10 +64,10 @@ class ElementwiseBlocks:
   def accumulate(
     self,
     state: ElementwiseState,
-    gradient: Inexact[Array, "1 *shape"],
+    gradient: Pieces,
     ema: Float[Array, ""],
   ) -> ElementwiseState:
-    square = jnp.square(jnp.abs(gradient)).astype(state.second_moment.dtype)
+    square = jnp.square(jnp.abs(joined(gradient))).astype(state.second_moment.dtype)
     return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
 
   def completed(self, state: ElementwiseState) -> ElementwiseState:
@@ -93,8 +93,8 @@ class ElementwiseBlocks:
     del results
     return state
 
-  def norms(self, vectors: Pieces) -> Float[Array, "1 *shape"]:
-    return jnp.abs(jnp.concatenate(vectors))
+  def norms(self, vectors: Pieces) -> Norms:
+    return [jnp.abs(joined(vectors))]
 
   def condition(
     self, state: ElementwiseState, correction: Float[Array, ""]
@@ -127,12 +127,12 @@ class RmsBlocks(ElementwiseBlocks):
   def precondition(
     self,
     state: ElementwiseState,
-    vectors: Inexact[Array, "1 *shape"],
+    vectors: Pieces,
     regularize: Regularizer,
-  ) -> Inexact[Array, "1 *shape"]:
+  ) -> Pieces:
     moment, _ = self._regularized(state, regularize)
     divisor = jnp.where(moment > 0, jnp.sqrt(moment) + _EPSILON, jnp.inf)
-    return vectors / divisor.astype(vectors.dtype)
+    return [vectors[0] / divisor.astype(vectors[0].dtype)]
 
   def operations(self) -> Operations:
     return Operations(6 * self.reading.blocks, 0, 0)
@@ -144,12 +144,12 @@ class InverseBlocks(ElementwiseBlocks):
   def precondition(
     self,
     state: ElementwiseState,
-    vectors: Inexact[Array, "1 *shape"],
+    vectors: Pieces,
     regularize: Regularizer,
-  ) -> Inexact[Array, "1 *shape"]:
+  ) -> Pieces:
     moment, shift = self._regularized(state, regularize)
     divisor = jnp.where(moment + shift > 0, moment + shift, jnp.inf)
-    return vectors / divisor.astype(vectors.dtype)
+    return [vectors[0] / divisor.astype(vectors[0].dtype)]
 
   def operations(self) -> Operations:
     return Operations(5 * self.reading.blocks, 0, 0)

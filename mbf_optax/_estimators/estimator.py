@@ -1,13 +1,15 @@
 """What every kind of mini-block can do: the seam between optimizers and layers.
 
 An estimator belongs to one layer. It works on block vectors ``(n, *batch)``, the batch
-being ``(*stack, *counted)``, and on its own state, a named tuple of arrays. Making
-matrices and taking back their inverses are two calls. Between them, matrices of equal
-order from all layers are inverted in one batch (:mod:`mbf_optax._linalg.batches`).
+being ``(*stack, *counted)``, with a joined bias as a piece of its own, and on its own
+state, a named tuple of arrays. Making matrices and taking back their inverses are two
+calls. Between them, matrices of equal order from all layers are inverted in one batch
+(:mod:`mbf_optax._linalg.batches`).
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,9 +20,12 @@ from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.statistics import Regularizer, Statistics
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
-from mbf_optax._tree.shapes import Array, Float, Inexact
+from mbf_optax._tree.shapes import Array, Float
 
 INPUTS, OUTPUTS = "inputs", "outputs"
+
+Norms = Sequence[Float[Array, "_ *#batch"]]
+"""They broadcast against pieces of block vectors."""
 
 
 class Operations(NamedTuple):
@@ -68,9 +73,7 @@ class Estimator(Protocol):
   def init(self, dtype: jax.typing.DTypeLike) -> Any:
     """State before the first gradient; its inverses are identities."""
 
-  def accumulate(
-    self, state: Any, gradient: Inexact[Array, "n *batch"], ema: Float[Array, ""]
-  ) -> Any:
+  def accumulate(self, state: Any, gradient: Pieces, ema: Float[Array, ""]) -> Any:
     """State with one more gradient in its moving average."""
 
   def completed(self, state: Any) -> Any:
@@ -89,15 +92,15 @@ class Estimator(Protocol):
     """State with the inverses (or powers) that were computed of its matrices."""
 
   def precondition(
-    self, state: Any, vectors: Inexact[Array, "n *batch"], regularize: Regularizer
-  ) -> Inexact[Array, "n *batch"]:
+    self, state: Any, vectors: Pieces, regularize: Regularizer
+  ) -> Pieces:
     """``P v`` for block vectors.
 
     Elementwise blocks, whose inverse is never kept, regularize their statistics here.
     """
 
-  def norms(self, vectors: Pieces) -> Float[Array, "#n *#batch"]:
-    """Norms of the parts of block vectors that get one length each."""
+  def norms(self, vectors: Pieces) -> Norms:
+    """Norms of what gets one length each, for every piece."""
 
   def condition(self, state: Any, correction: Float[Array, ""]) -> Float[Array, "..."]:
     """Estimated condition number of every regularized matrix, from its inverse."""
@@ -149,8 +152,8 @@ class Blocks:
   def inverses(self, state: Any) -> list[Float[Array, "..."]]:
     return [state.inverse]
 
-  def norms(self, vectors: Pieces) -> Float[Array, "1 *batch"]:
-    return lengths(vectors, (0,))
+  def norms(self, vectors: Pieces) -> Norms:
+    return [lengths(vectors, (0,))] * len(vectors)
 
 
 def inner(

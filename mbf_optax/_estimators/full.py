@@ -18,6 +18,7 @@ from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals, multiply
 from mbf_optax._linalg.statistics import Regularizer, Statistics, Stored
+from mbf_optax._partition.blocks import Pieces, cut, joined
 from mbf_optax._tree.shapes import Array, Float
 
 PACKED_LIMIT = 64
@@ -64,19 +65,19 @@ class PackedBlocks(_FullBlocks):
     return BlockState(statistics, triangles.identity(n, batch, dtype))
 
   def accumulate(
-    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
+    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
   ) -> BlockState:
-    outer = triangles.outer(gradient)
+    outer = triangles.outer(joined(gradient))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
   def statistics(self, state: BlockState) -> list[Statistics]:
     return self._statistics(state.statistics, is_packed=True)
 
   def precondition(
-    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
-  ) -> Float[Array, "n *batch"]:
+    self, state: BlockState, vectors: Pieces, regularize: Regularizer
+  ) -> Pieces:
     del regularize
-    return triangles.matvec(state.inverse, vectors)
+    return cut(self.reading, triangles.matvec(state.inverse, joined(vectors)))
 
   def condition(
     self, state: BlockState, correction: Float[Array, ""]
@@ -100,9 +101,9 @@ class MatrixBlocks(_FullBlocks):
     return identity_state(self.reading.batch_shape, self.reading.block_size, dtype)
 
   def accumulate(
-    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
+    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
   ) -> BlockState:
-    vectors = jnp.moveaxis(gradient, 0, -1)
+    vectors = jnp.moveaxis(joined(gradient), 0, -1)
     outer = vectors[..., :, None] * vectors[..., None, :]
     return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
 
@@ -110,12 +111,12 @@ class MatrixBlocks(_FullBlocks):
     return self._statistics(state.statistics, is_packed=False)
 
   def precondition(
-    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
-  ) -> Float[Array, "n *batch"]:
+    self, state: BlockState, vectors: Pieces, regularize: Regularizer
+  ) -> Pieces:
     del regularize
-    columns = jnp.moveaxis(vectors, 0, -1)[..., None]
+    columns = jnp.moveaxis(joined(vectors), 0, -1)[..., None]
     product = multiply(state.inverse, columns)
-    return jnp.moveaxis(product[..., 0], -1, 0)
+    return cut(self.reading, jnp.moveaxis(product[..., 0], -1, 0))
 
   def condition(
     self, state: BlockState, correction: Float[Array, ""]

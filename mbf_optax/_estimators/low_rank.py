@@ -26,6 +26,7 @@ from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.products import multiply
 from mbf_optax._linalg.statistics import Regularizer, Spectrum
+from mbf_optax._partition.blocks import Pieces, cut, joined
 from mbf_optax._tree.shapes import Array, Float, Int
 
 
@@ -74,10 +75,10 @@ class LowRankBlocks(Blocks):
     )
 
   def accumulate(
-    self, state: LowRankState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
+    self, state: LowRankState, gradient: Pieces, ema: Float[Array, ""]
   ) -> LowRankState:
     rank = self.reading.layer.rank
-    row = jnp.moveaxis(gradient, 0, -1)
+    row = jnp.moveaxis(joined(gradient), 0, -1)
     history = jax.lax.dynamic_update_index_in_dim(
       state.history, row, state.slot, state.history.ndim - 2
     )
@@ -120,11 +121,11 @@ class LowRankBlocks(Blocks):
   def precondition(
     self,
     state: LowRankState,
-    vectors: Float[Array, "n *batch"],
+    vectors: Pieces,
     regularize: Regularizer,
-  ) -> Float[Array, "n *batch"]:
+  ) -> Pieces:
     del regularize
-    columns = jnp.moveaxis(vectors, 0, -1)
+    columns = jnp.moveaxis(joined(vectors), 0, -1)
     roots = jnp.sqrt(normalized(state).weights)
     roots = roots.reshape(*[1] * state.damping.ndim, -1)
     inner = multiply(state.history, columns[..., None])[..., 0]
@@ -132,7 +133,8 @@ class LowRankBlocks(Blocks):
     inner = triangles.transposed_lower_matvec(state.inverse, inner)
     inner = roots * jnp.moveaxis(inner, 0, -1)
     along = multiply(inner[..., None, :], state.history)
-    return jnp.moveaxis((columns - along[..., 0, :]) / state.damping[..., None], -1, 0)
+    found = (columns - along[..., 0, :]) / state.damping[..., None]
+    return cut(self.reading, jnp.moveaxis(found, -1, 0))
 
   def condition(
     self, state: LowRankState, correction: Float[Array, ""]

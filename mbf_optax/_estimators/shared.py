@@ -7,7 +7,7 @@ its width (as Anil et al., 2021, cut Shampoo's).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from jax.sharding import NamedSharding
 from mbf_optax._estimators import axes
 from mbf_optax._estimators.estimator import (
   Blocks,
+  Norms,
   Operations,
   condition_number,
-  lengths,
   spread_of,
 )
 from mbf_optax._estimators.full import (
@@ -30,6 +30,7 @@ from mbf_optax._linalg import products
 from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals
 from mbf_optax._linalg.statistics import Regularizer, Statistics
+from mbf_optax._mesh import devices
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.shapes import Array, Float, Int
@@ -37,17 +38,33 @@ from mbf_optax._tree.shapes import Array, Float, Int
 _WIDE = 256  # rows beyond which a whole matrix is padded to divide evenly over a mesh
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """How ``n`` rows are cut into parts.
+class Columns(NamedTuple):
+  """Block vectors of a layer as columns of a matrix.
+
+  The bias is a row more. It stays apart, since joining it would copy the weights.
 
   Attributes:
-    n: number of rows.
-    limit: largest number of rows of a part.
+    weights: ``(*stack, n, m)``.
+    bias: ``(*stack, 1, m)`` where it is joined.
+  """
+
+  weights: Float[Array, "*stack n m"]
+  bias: Float[Array, "*stack 1 m"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """How ``n`` rows of weights are cut into parts, and a bias added to the last.
+
+  Attributes:
+    n: number of rows of weights.
+    limit: largest number of them in a part.
+    has_bias: whether there is one row more.
   """
 
   n: int
   limit: int
+  has_bias: bool = False
 
   @property
   def count(self) -> int:
@@ -56,8 +73,13 @@ class Parts:
 
   @property
   def rows(self) -> int:
-    """Rows of every part but the last, which may have fewer."""
+    """Rows of weights in every part but the last, which may have fewer."""
     return -(-self.n // self.count)
+
+  @property
+  def is_even(self) -> bool:
+    """Whether the weights fill all parts; if not, the bias fills a row of the last."""
+    return self.n == self.count * self.rows
 
   @property
   def kept(self) -> int:
@@ -66,27 +88,52 @@ class Parts:
     A wide undivided matrix has its order padded to a multiple of eight, so that its
     rows divide evenly over a mesh although a bias makes them odd.
     """
-    if self.count > 1 or self.n <= _WIDE:
-      return self.rows
-    return -(-self.n // 8) * 8
+    order = self.rows + (self.has_bias and self.is_even)
+    if self.count > 1 or order <= _WIDE:
+      return order
+    return -(-order // 8) * 8
 
   def orders(self, stack_ndim: int) -> Int[np.ndarray, "*ones parts"]:
     """Rows of every part without padding."""
     rows = np.full(self.count, self.rows)
-    rows[-1] = self.n - (self.count - 1) * self.rows
+    rows[-1] = self.n - (self.count - 1) * self.rows + self.has_bias
     return rows.reshape(*[1] * stack_ndim, self.count)
 
-  def split(
-    self, columns: Float[Array, "*stack n m"]
-  ) -> Float[Array, "*stack parts kept m"]:
-    """Columns cut into parts, padded with zeros."""
-    return products.split_rows(columns, self.count, self.kept)
+  def split(self, columns: Columns) -> Float[Array, "*stack parts kept m"]:
+    """Columns cut into parts, the bias in the last, padded with zeros."""
+    weights, bias = columns
+    if bias is None:
+      return products.split_rows(weights, self.count, self.kept)
+    if not self.is_even:
+      whole = jnp.concatenate([weights, bias], axis=-2)
+      return products.split_rows(whole, self.count, self.kept)
+    below = self.in_the_last(bias, self.kept - self.rows)
+    return jnp.concatenate([self.evenly(weights), below], axis=-2)
 
-  def join(
-    self, columns: Float[Array, "*stack parts kept m"]
-  ) -> Float[Array, "*stack n m"]:
+  def join(self, split: Float[Array, "*stack parts kept m"]) -> Columns:
     """Inverse of :meth:`split`."""
-    return products.join_rows(columns, self.n)
+    if self.has_bias and self.is_even:
+      weights = split[..., : self.rows, :]
+      weights = weights.reshape(*split.shape[:-3], self.n, split.shape[-1])
+      return Columns(weights, split[..., -1, self.rows : self.rows + 1, :])
+    whole = products.join_rows(split, self.n + self.has_bias)
+    weights, bias = whole[..., : self.n, :], whole[..., self.n :, :]
+    return Columns(weights, bias if self.has_bias else None)
+
+  def evenly(
+    self, weights: Float[Array, "*stack n m"]
+  ) -> Float[Array, "*stack parts rows m"]:
+    """Weights that fill all parts, cut without a copy."""
+    *stack, _, m = weights.shape
+    return weights.reshape(*stack, self.count, self.rows, m)
+
+  def in_the_last(
+    self, matrix: Float[Array, "*stack rows m"], rows: int
+  ) -> Float[Array, "*stack parts {rows} m"]:
+    """A matrix in the last part, padded with zeros below, and zeros in the others."""
+    margin = [(0, 0)] * (matrix.ndim - 2)
+    margin += [(self.count - 1, 0), (0, rows - matrix.shape[-2]), (0, 0)]
+    return jnp.pad(matrix[..., None, :, :], margin)
 
   def init(
     self, stack_shape: tuple[int, ...], dtype: jax.typing.DTypeLike
@@ -95,11 +142,38 @@ class Parts:
     return identity_state((*stack_shape, self.count), self.kept, dtype)
 
   def accumulate(
-    self, state: BlockState, columns: Float[Array, "*stack n m"], ema: Float[Array, ""]
+    self, state: BlockState, columns: Columns, ema: Float[Array, ""]
   ) -> BlockState:
     """State with the mean over the columns of their outer products."""
-    mean = products.mean_product(self.split(columns))
+    weights, bias = columns
+    if bias is not None and self._is_bordered():
+      mean = self._bordered_product(weights, bias) / weights.shape[-1]
+    else:
+      mean = products.mean_product(self.split(columns))
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
+
+  def _is_bordered(self) -> bool:
+    """Whether a bias is computed with as a border of what the weights fill.
+
+    On a mesh nothing may be appended to rows that are divided.
+    """
+    return self.is_even and not devices.may_be_divided()
+
+  def _bordered_product(
+    self, weights: Float[Array, "*stack n m"], bias: Float[Array, "*stack 1 m"]
+  ) -> Float[Array, "*stack parts kept kept"]:
+    """``V V^T`` of every part, from products with the weights as they are."""
+    weights, spare = self.evenly(weights), self.kept - self.rows
+    # Sums, since a CPU compiles a kernel for every product with a vector.
+    beside = jnp.sum(weights[..., -1, :, :] * bias, -1, keepdims=True)
+    half_corner = jnp.sum(bias * bias, -1, keepdims=True) / 2
+    column = jnp.concatenate([beside, half_corner], axis=-2)
+    border = self.in_the_last(column, self.kept)
+    margin = [(0, 0)] * (border.ndim - 1)
+    border = jnp.pad(border, [*margin, (self.rows, spare - 1)])
+    square = products.symmetric_product(weights)
+    square = jnp.pad(square, [*margin[1:], (0, spare), (0, spare)])
+    return square + border + border.mT
 
   def statistics(self, state: BlockState, sharers: int) -> Statistics:
     """Matrices that each see ``sharers`` gradient vectors a step."""
@@ -107,11 +181,15 @@ class Parts:
     order, stack_axes = self.orders(stacked), tuple(range(stacked))
     return Statistics(state.statistics, False, order, sharers, stack_axes)
 
-  def apply(
-    self, state: BlockState, columns: Float[Array, "*stack n m"]
-  ) -> Float[Array, "*stack n m"]:
+  def apply(self, state: BlockState, columns: Columns) -> Columns:
     """``P V`` for columns ``V``."""
-    return self.join(products.apply(state.inverse, self.split(columns)))
+    weights, bias = columns
+    if bias is None or not self._is_bordered():
+      return self.join(products.apply(state.inverse, self.split(columns)))
+    inverse, n = state.inverse, self.rows
+    product = products.multiply(inverse[..., :n], self.evenly(weights))
+    border = self.in_the_last(inverse[..., -1, :, n : n + 1], self.kept)
+    return self.join(product + border * bias[..., None, :, :])
 
   def inverse_diagonals(self, state: BlockState) -> Float[Array, "kept *stack parts"]:
     """Diagonals of inverses, the first row's for padding."""
@@ -133,18 +211,22 @@ class ColumnBlocks(Blocks):
   @property
   def parts(self) -> Parts:
     """How block vectors are cut; the bias comes on top of the limit."""
-    limit = self.reading.layer.block_limit + (self.reading.bias_path is not None)
-    return Parts(self.reading.block_size, limit)
+    has_bias = self.reading.bias_path is not None
+    n = self.reading.block_size - has_bias
+    return Parts(n, self.reading.layer.block_limit, has_bias)
 
-  def columns(self, vectors: Float[Array, "n *batch"]) -> Float[Array, "*stack n m"]:
+  def columns(self, vectors: Pieces) -> Columns:
     """Block vectors as columns, the ``m`` blocks of a layer in one axis."""
-    columns = vectors.reshape(len(vectors), *self.reading.stack_shape, -1)
+    return Columns(*map(self._as_columns, vectors))
+
+  def _as_columns(self, piece: Float[Array, "n *batch"]) -> Float[Array, "*stack n m"]:
+    columns = piece.reshape(len(piece), *self.reading.stack_shape, -1)
     return jnp.moveaxis(columns, 0, -2)
 
-  def vectors(self, columns: Float[Array, "*stack n m"]) -> Float[Array, "n *batch"]:
+  def vectors(self, columns: Columns) -> Pieces:
     """Inverse of :meth:`columns`."""
-    vectors = jnp.moveaxis(columns, -2, 0)
-    return vectors.reshape(len(vectors), *self.reading.batch_shape)
+    pieces = [jnp.moveaxis(piece, -2, 0) for piece in columns if piece is not None]
+    return [p.reshape(len(p), *self.reading.batch_shape) for p in pieces]
 
   def operations_of(self, parts: Parts) -> Operations:
     """Floating-point operations of the matrices of some parts."""
@@ -161,7 +243,7 @@ class SharedBlocks(ColumnBlocks):
     return self.parts.init(self.reading.stack_shape, dtype)
 
   def accumulate(
-    self, state: BlockState, gradient: Float[Array, "n *batch"], ema: Float[Array, ""]
+    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
   ) -> BlockState:
     return self.parts.accumulate(state, self.columns(gradient), ema)
 
@@ -172,19 +254,22 @@ class SharedBlocks(ColumnBlocks):
     return state._replace(inverse=results[0].values)
 
   def precondition(
-    self, state: BlockState, vectors: Float[Array, "n *batch"], regularize: Regularizer
-  ) -> Float[Array, "n *batch"]:
+    self, state: BlockState, vectors: Pieces, regularize: Regularizer
+  ) -> Pieces:
     del regularize
     return self.vectors(self.parts.apply(state, self.columns(vectors)))
 
-  def norms(self, vectors: Pieces) -> Float[Array, "n *batch"]:
+  def norms(self, vectors: Pieces) -> Norms:
     """By neuron and part, since every part has a matrix of its own."""
-    parts = self.parts
-    split = parts.split(self.columns(jnp.concatenate(vectors)))
-    rows_first = jnp.moveaxis(split, -2, 0)
-    of_parts = jnp.moveaxis(lengths((rows_first,), (0,)), 0, -2)
-    of_parts = jnp.broadcast_to(of_parts, split.shape)
-    return self.vectors(parts.join(of_parts))
+    parts, (weights, bias) = self.parts, self.columns(vectors)
+    split = products.split_rows(weights, parts.count, parts.rows)
+    squares = jnp.sum(split * split, axis=-2, keepdims=True)
+    if bias is not None:
+      squares = squares + parts.in_the_last(bias * bias, 1)
+    of_parts = jnp.sqrt(squares)
+    of_weights = jnp.broadcast_to(of_parts, split.shape)
+    of_bias = None if bias is None else of_parts[..., -1, :, :]
+    return self.vectors(Columns(products.join_rows(of_weights, parts.n), of_bias))
 
   def condition(
     self, state: BlockState, correction: Float[Array, ""]

@@ -14,16 +14,19 @@ from jax.sharding import NamedSharding
 from mbf_optax._estimators.estimator import (
   INPUTS,
   OUTPUTS,
+  Norms,
   Operations,
   condition_number,
   lengths,
   spread_of,
 )
 from mbf_optax._estimators.full import BlockState
-from mbf_optax._estimators.shared import ColumnBlocks, Parts
+from mbf_optax._estimators.shared import ColumnBlocks, Columns, Parts
+from mbf_optax._linalg import products
 from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.products import diagonals
 from mbf_optax._linalg.statistics import Regularizer, Statistics
+from mbf_optax._mesh import devices
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float
 
@@ -59,16 +62,27 @@ class TwoSidedBlocks(ColumnBlocks):
     )
 
   def accumulate(
-    self,
-    state: TwoSidedState,
-    gradient: Float[Array, "n *batch"],
-    ema: Float[Array, ""],
+    self, state: TwoSidedState, gradient: Pieces, ema: Float[Array, ""]
   ) -> TwoSidedState:
     columns = self.columns(gradient)
+    mean = self._mean_over_inputs(columns)
+    outputs = ema * state.outputs.statistics + (1 - ema) * mean
     return TwoSidedState(
       self.parts.accumulate(state.inputs, columns, ema),
-      self.output_parts.accumulate(state.outputs, columns.mT, ema),
+      state.outputs._replace(statistics=outputs),
     )
+
+  def _mean_over_inputs(
+    self, columns: Columns
+  ) -> Float[Array, "*stack parts kept kept"]:
+    """The mean outer product of the rows of weights, and of the bias."""
+    if devices.may_be_divided():
+      return products.mean_product(self.output_parts.split(_transposed(columns)))
+    weights, *bias = self._rows_of_parts(columns)
+    total = products.symmetric_product(weights)
+    for b in bias:
+      total = total + b * b.mT
+    return total / self.reading.block_size
 
   def statistics(self, state: TwoSidedState) -> list[Statistics]:
     return [
@@ -89,18 +103,55 @@ class TwoSidedBlocks(ColumnBlocks):
     )
 
   def precondition(
-    self,
-    state: TwoSidedState,
-    vectors: Float[Array, "n *batch"],
-    regularize: Regularizer,
-  ) -> Float[Array, "n *batch"]:
+    self, state: TwoSidedState, vectors: Pieces, regularize: Regularizer
+  ) -> Pieces:
     del regularize
-    columns = self.parts.apply(state.inputs, self.columns(vectors))
-    return self.vectors(self.output_parts.apply(state.outputs, columns.mT).mT)
+    # In this order what a bias adds to the weights is added while they are scaled.
+    columns = self._times_outputs(state.outputs, self.columns(vectors))
+    return self.vectors(self.parts.apply(state.inputs, columns))
 
-  def norms(self, vectors: Pieces) -> Float[Array, "1 *#batch"]:
+  def _times_outputs(self, state: BlockState, columns: Columns) -> Columns:
+    if devices.may_be_divided():
+      whole = self.output_parts.apply(state, _transposed(columns)).weights.mT
+      n = columns.weights.shape[-2]
+      below = None if columns.bias is None else whole[..., n:, :]
+      return Columns(whole[..., :n, :], below)
+    weights, *bias = self._rows_of_parts(columns)
+    found = [products.multiply(state.inverse, weights)]
+    # A product with a vector is a kernel of its own for a CPU to compile, a sum is not.
+    found += [jnp.sum(state.inverse * b.mT, -1, keepdims=True) for b in bias]
+    return Columns(*map(self._joined, found))
+
+  def _joined(
+    self, rows: Float[Array, "*stack parts kept k"]
+  ) -> Float[Array, "*stack k m"]:
+    """Inverse of :meth:`_cut`."""
+    split = jnp.moveaxis(rows, -1, -3)
+    return split.reshape(*split.shape[:-2], -1)[..., : self.output_parts.n]
+
+  def _rows_of_parts(
+    self, columns: Columns
+  ) -> list[Float[Array, "*stack parts kept _"]]:
+    """Rows of weights, and the bias, cut into parts of outputs, which lead.
+
+    They are cut where they lie: a transposed copy is a pass over the weights.
+    """
+    return [self._cut(piece) for piece in columns if piece is not None]
+
+  def _cut(
+    self, piece: Float[Array, "*stack k m"]
+  ) -> Float[Array, "*stack parts kept k"]:
+    parts = self.output_parts
+    spare = parts.count * parts.kept - parts.n
+    if spare:
+      piece = jnp.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, spare)])
+    cut = piece.reshape(*piece.shape[:-1], parts.count, parts.kept)
+    return jnp.moveaxis(cut, -3, -1)
+
+  def norms(self, vectors: Pieces) -> Norms:
     stacked = len(self.reading.stack_shape)
-    return lengths(vectors, (0, *range(1 + stacked, vectors[0].ndim)))
+    of_layer = lengths(vectors, (0, *range(1 + stacked, vectors[0].ndim)))
+    return [of_layer] * len(vectors)
 
   def condition(
     self, state: TwoSidedState, correction: Float[Array, ""]
@@ -123,3 +174,9 @@ class TwoSidedBlocks(ColumnBlocks):
   def operations(self) -> Operations:
     sides = map(self.operations_of, (self.parts, self.output_parts))
     return Operations(*map(sum, zip(*sides, strict=True)))
+
+
+def _transposed(columns: Columns) -> Columns:
+  """Rows of weights and the bias as columns."""
+  whole = [piece for piece in columns if piece is not None]
+  return Columns(jnp.concatenate(whole, axis=-2).mT)

@@ -53,7 +53,7 @@ from mbf_optax._optimizers.layers import (
 from mbf_optax._optimizers.persistence import MEMORY, foretold
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
-from mbf_optax._partition.blocks import from_blocks, to_blocks, to_pieces
+from mbf_optax._partition.blocks import from_pieces, to_pieces
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -298,10 +298,10 @@ class _Method:
     R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, r, k + 1), G)
 
     momentum = moments.nesterov if self.nesterov else moments.plain
-    m_hat = paths.flatten(momentum(adam, usable, self.b1))
+    m = paths.flatten(momentum(adam, usable, self.b1))
     update = paths.flatten(a)
     for estimator in layers.estimators:
-      update |= _resized(estimator, R[estimator.reading.path], m_hat, update)
+      update |= _resized(estimator, R[estimator.reading.path], m, update)
     update = paths.unflatten(g, update)
     update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
     return update, MbfAdamState(adam, c, r, R)
@@ -378,15 +378,14 @@ class _Method:
 
 
 def _resized(
-  estimator: Estimator, state: Any, m_hat: paths.Leaves, a: paths.Leaves
+  estimator: Estimator, state: Any, m: paths.Leaves, a: paths.Leaves
 ) -> paths.Leaves:
-  """``d |a| / |d|`` of one layer, with ``d = R m^``; zero where ``d`` is."""
+  """``d |a| / |d|`` of one layer, with ``d = R m``, which is zero where ``d`` is."""
   r = estimator.reading
-  d = estimator.precondition(
-    computed(estimator, state), to_blocks(r, m_hat), unregularized
-  )
-  wanted, own = estimator.norms(to_pieces(r, a)), estimator.norms((d,))
-  return from_blocks(r, d * jnp.where(own > 0, wanted / own, 0))
+  d = estimator.precondition(computed(estimator, state), to_pieces(r, m), unregularized)
+  norms = zip(estimator.norms(to_pieces(r, a)), estimator.norms(d), strict=True)
+  factors = [jnp.where(own > 0, wanted / own, 0) for wanted, own in norms]
+  return from_pieces(r, [v * f for v, f in zip(d, factors, strict=True)])
 
 
 def _at(value: optax.ScalarOrSchedule, count: Int[Array, ""]) -> jax.typing.ArrayLike:

@@ -17,7 +17,7 @@ from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg.groups import Results, System
 from mbf_optax._linalg.statistics import Regularizer
 from mbf_optax._mesh import devices
-from mbf_optax._partition.blocks import from_blocks, to_blocks
+from mbf_optax._partition.blocks import from_pieces, to_pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
 from mbf_optax._tree.paths import Leaves
@@ -82,9 +82,9 @@ class Layers:
     new = {}
     for estimator in self.estimators:
       state = states[estimator.reading.path]
-      gradient = to_blocks(estimator.reading, gradients)
+      gradient = to_pieces(estimator.reading, gradients)
       if estimator.sides:
-        gradient = gradient.astype(statistics_dtype(state))
+        gradient = [piece.astype(statistics_dtype(state)) for piece in gradient]
       decay = devices.replicated(ema, statistics_dtype(state))
       new[estimator.reading.path] = estimator.accumulate(state, gradient, decay)
     return new
@@ -130,9 +130,9 @@ class Layers:
     directions: Leaves = {}
     for estimator in self.estimators:
       state = computed(estimator, states[estimator.reading.path])
-      blocks = to_blocks(estimator.reading, vectors)
-      blocks = estimator.precondition(state, blocks, regularize)
-      directions |= from_blocks(estimator.reading, blocks)
+      pieces = to_pieces(estimator.reading, vectors)
+      pieces = estimator.precondition(state, pieces, regularize)
+      directions |= from_pieces(estimator.reading, pieces)
     return directions
 
   def shardings(

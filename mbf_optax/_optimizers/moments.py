@@ -1,4 +1,4 @@
-"""What Adam divides by the root of its second moment."""
+"""What Adam divides by the root of its second moment, up to a factor."""
 
 import functools
 from typing import Any
@@ -13,9 +13,9 @@ from mbf_optax._tree.shapes import Array, Float, Inexact, Int
 
 
 def plain(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> Any:
-  """The corrected momentum ``m^``."""
-  del g
-  return corrected(adam.mu, b1, adam.count)
+  """The momentum, widened. Its correction is a factor, and lengths are Adam's."""
+  del g, b1
+  return jax.tree.map(as_float, adam.mu)
 
 
 def nesterov(adam: optax.ScaleByAdamState, g: Any, b1: jax.typing.ArrayLike) -> Any:

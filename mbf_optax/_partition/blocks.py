@@ -28,14 +28,13 @@ def to_blocks(reading: Reading, leaves: Leaves) -> Inexact[Array, "n *batch"]:
     reading: the layer.
     leaves: arrays by path; the weight array and, if joined, its bias are taken.
   """
-  pieces = to_pieces(reading, leaves)
-  return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+  return joined(to_pieces(reading, leaves))
 
 
 def to_pieces(reading: Reading, leaves: Leaves) -> Pieces:
-  """:func:`to_blocks` in one piece for each array.
+  """:func:`to_blocks` in one piece for each array: the weights, and the bias if joined.
 
-  Joining them is a pass over memory that sums and lengths can do without.
+  Joining them is a pass over memory that most of what is done to them can do without.
   """
   array = as_float(leaves[reading.path])
   if reading.layer.elementwise:
@@ -53,17 +52,31 @@ def to_pieces(reading: Reading, leaves: Leaves) -> Pieces:
   return blocks, bias[None]
 
 
+def joined(pieces: Pieces) -> Inexact[Array, "n *batch"]:
+  """Block vectors in one array."""
+  return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+
+
+def cut(reading: Reading, blocks: Inexact[Array, "n *batch"]) -> Pieces:
+  """Inverse of :func:`joined`."""
+  return (blocks,) if reading.bias_path is None else (blocks[:-1], blocks[-1:])
+
+
 def from_blocks(reading: Reading, blocks: Inexact[Array, "n *batch"]) -> Leaves:
   """Inverse of :func:`to_blocks`: arrays in the parameters' shapes, by path."""
+  return from_pieces(reading, cut(reading, blocks))
+
+
+def from_pieces(reading: Reading, pieces: Pieces) -> Leaves:
+  """Inverse of :func:`to_pieces`."""
   if reading.layer.elementwise:
-    return {reading.path: blocks[0]}
+    return {reading.path: pieces[0][0]}
   leaves = {}
   if reading.bias_path is not None:
     order = [reading.batch_axes.index(axis) for axis in reading.bias_axes]
-    bias = jnp.transpose(blocks[-1], order)
+    bias = jnp.transpose(pieces[1][0], order)
     leaves[reading.bias_path] = bias.reshape(reading.bias_shape)
-    blocks = blocks[:-1]
   axes = reading.layer.block_axes + reading.batch_axes
-  array = blocks.reshape([reading.shape[axis] for axis in axes])
+  array = pieces[0].reshape([reading.shape[axis] for axis in axes])
   leaves[reading.path] = jnp.transpose(array, [axes.index(i) for i in range(len(axes))])
   return leaves

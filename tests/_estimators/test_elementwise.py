@@ -16,7 +16,7 @@ from mbf_optax._partition.layer import Layer, read
 def after(kind, gradient, ema=0.5):
   estimator = estimator_of(read("scale", (len(gradient),), Layer((), kind)))
   state = estimator.init(jnp.float32)
-  state = estimator.accumulate(state, jnp.asarray(gradient)[None], jnp.float32(ema))
+  state = estimator.accumulate(state, [jnp.asarray(gradient)[None]], jnp.float32(ema))
   return estimator, state
 
 
@@ -31,16 +31,16 @@ def plus(shift):
 def test_rms_divides_by_the_root_and_is_zero_where_nothing_was_seen():
   estimator, state = after("rms", np.float32([3, 0]))
   given = jnp.asarray([[6.0, 6.0]])
-  found = estimator.precondition(state, given, plus(0.1))
+  (found,) = estimator.precondition(state, [given], plus(0.1))
   np.testing.assert_allclose(found, [[6 / 3, 0]], rtol=1e-5)
 
 
 def test_inverse_divides_by_the_damped_moment():
   estimator, state = after("inverse", np.float32([3, 0]))
   given = jnp.asarray([[6.0, 6.0]])
-  found = estimator.precondition(state, given, plus(0.1))
+  (found,) = estimator.precondition(state, [given], plus(0.1))
   np.testing.assert_allclose(found, [[6 / 9.1, 60]], rtol=1e-5)
-  undamped = estimator.precondition(state, given, plus(0.0))
+  (undamped,) = estimator.precondition(state, [given], plus(0.0))
   np.testing.assert_allclose(undamped, [[6 / 9, 0]], rtol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_second_moments_of_complex_gradients_are_real():
   estimator, state = after("rms", np.complex64([3 + 4j, 1j]))
   np.testing.assert_allclose(state.second_moment, [[12.5, 0.5]], rtol=1e-6)
   assert state.second_moment.dtype == jnp.float32
-  found = estimator.precondition(state, jnp.asarray([[5j, 2j]]), plus(0.0))
+  (found,) = estimator.precondition(state, [jnp.asarray([[5j, 2j]])], plus(0.0))
   np.testing.assert_allclose(found, [[1j, 2j]], rtol=1e-5)
 
 

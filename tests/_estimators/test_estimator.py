@@ -17,6 +17,7 @@ from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg import triangles
 from mbf_optax._linalg.groups import Results
 from mbf_optax._linalg.statistics import unregularized
+from mbf_optax._partition.blocks import cut, joined
 from mbf_optax._partition.layer import Bias, Layer, read
 
 EMA, SCALE, SHIFT = 0.7, 1.3, 0.2
@@ -35,7 +36,20 @@ READINGS = {
   "shared": reading((4, 3), Layer((0,), "shared"), (3,)),
   "shared stack": reading((3, 2, 4), Layer((0,), "shared", stack_axes=(1,))),
   "shared parts": reading((2, 5, 3), Layer((1,), "shared", (0,), block_limit=3)),
+  "shared even parts": reading((6, 3), Layer((0,), "shared", block_limit=3), (3,)),
+  "shared odd parts": reading((5, 3), Layer((0,), "shared", block_limit=3), (3,)),
+  "shared wide": reading((259, 2), Layer((0,), "shared", block_limit=512), (2,)),
+  "shared even stack": reading(
+    (2, 4, 3), Layer((1,), "shared", (0,), block_limit=2), (2, 3)
+  ),
   "two_sided": reading((4, 3), Layer((0,), "two_sided"), (3,)),
+  "two_sided even parts": reading(
+    (6, 4), Layer((0,), "two_sided", block_limit=2), (4,)
+  ),
+  "two_sided odd parts": reading((5, 3), Layer((0,), "two_sided", block_limit=2), (3,)),
+  "two_sided even stack": reading(
+    (4, 2, 6), Layer((0,), "two_sided", (1,), block_limit=3), (2, 6)
+  ),
   "two_sided parts": reading((2, 5, 4), Layer((1,), "two_sided", (0,), block_limit=3)),
   "low_rank": reading((6, 3), Layer((0,), "low_rank", rank=2), (3,)),
   "rms": reading((2, 3), Layer((), "rms")),
@@ -57,6 +71,11 @@ def f32(array):
   return jnp.asarray(array, jnp.float32)
 
 
+def pieces(name, seed=0):
+  """The vectors as the library has them, a joined bias apart."""
+  return cut(READINGS[name], f32(vectors(name, seed)))
+
+
 def constant(spectrum):
   """A regularizer that needs to know nothing."""
   ones = jnp.ones_like(spectrum.mean_diagonal)
@@ -68,15 +87,20 @@ def after(name, steps=3):
   estimator = estimator_of(READINGS[name])
   state = estimator.init(jnp.float32)
   for seed in range(steps):
-    state = estimator.accumulate(state, f32(vectors(name, seed)), jnp.float32(EMA))
+    state = estimator.accumulate(state, pieces(name, seed), jnp.float32(EMA))
   return estimator, state
 
 
-def parts(n, limit):
-  """Rows of every part: as few parts as fit the limit, all but the last equal."""
+def parts(n, limit, bias=False):
+  """Rows of every part: as few parts as fit the limit, all but the last equal.
+
+  A bias, the last of the rows, is in the last part and does not count.
+  """
+  n -= bias
   count = -(-n // limit)
   size = -(-n // count)
-  return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+  cuts = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+  return [*cuts[:-1], slice(cuts[-1].start, n + bias)]
 
 
 def columns(r, blocks):
@@ -94,7 +118,7 @@ def averages(name, side, steps=3):
     given = given.swapaxes(1, 2) if side == OUTPUTS else given
     for s, layer in enumerate(given):
       limit = len(layer) if r.layer.estimator == "full" else r.layer.block_limit
-      for rows in parts(len(layer), limit):
+      for rows in parts(len(layer), limit, side == INPUTS and bool(r.bias_path)):
         own = layer[rows]
         each = range(own.shape[1]) if r.layer.estimator == "full" else [None]
         for j in each:
@@ -138,11 +162,10 @@ def test_inverses_are_identities_before_the_first_gradient(name):
   if name.startswith("low_rank") or READINGS[name].layer.elementwise:
     pytest.skip("keeps no inverse before its first gradient")
   estimator = estimator_of(READINGS[name])
-  given = f32(vectors(name))
+  given = pieces(name)
   state = estimator.init(jnp.float32)
-  np.testing.assert_array_equal(
-    estimator.precondition(state, given, unregularized), given
-  )
+  found = estimator.precondition(state, given, unregularized)
+  np.testing.assert_array_equal(joined(found), joined(given))
 
 
 @pytest.mark.parametrize("name", [n for n in WITH_MATRICES if n != "low_rank"])
@@ -227,7 +250,7 @@ def test_directions_are_products_with_the_inverses(name):
     for side in estimator.sides
   }
   expected = applied(name, inverses, given)
-  found = estimator.precondition(state, f32(given), unregularized)
+  found = joined(estimator.precondition(state, pieces(name, 9), unregularized))
   largest = np.max(np.abs(expected))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
   for kept, result in zip(estimator.inverses(state), results, strict=True):
@@ -243,7 +266,7 @@ def lengths(name, given):
     if r.layer.estimator == "two_sided":
       result[s] = np.linalg.norm(layer)
       continue
-    for rows in parts(len(layer), limit):
+    for rows in parts(len(layer), limit, bool(r.bias_path)):
       result[s, rows] = np.linalg.norm(layer[rows], axis=0)
   return np.moveaxis(result, 1, 0).reshape(given.shape)
 
@@ -253,8 +276,11 @@ def test_norms_are_of_what_moves_as_one(name):
   given = vectors(name)
   r = READINGS[name]
   expected = np.abs(given) if r.layer.elementwise else lengths(name, given)
-  found = estimator_of(r).norms((f32(given[:1]), f32(given[1:])))
-  np.testing.assert_allclose(np.broadcast_to(found, given.shape), expected, rtol=1e-5)
+  found = estimator_of(r).norms(pieces(name))
+  wanted = cut(r, f32(expected))
+  assert len(found) == len(wanted)
+  for norms, each in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(np.broadcast_to(norms, each.shape), each, rtol=1e-5)
 
 
 @each_reading

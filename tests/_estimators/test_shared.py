@@ -6,28 +6,37 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._estimators.shared import Parts
+from mbf_optax._estimators.shared import Columns, Parts
 from mbf_optax._linalg.products import diagonals
 
 
 @pytest.mark.parametrize(
-  ("n", "limit", "orders", "kept"),
+  ("n", "limit", "has_bias", "orders", "kept"),
   [
-    (7, 8, [7], 7),
-    (8, 8, [8], 8),
-    (9, 8, [5, 4], 5),
-    (10, 4, [4, 4, 2], 4),
-    (261, 512, [261], 264),
-    (261, 256, [131, 130], 131),
+    (7, 8, False, [7], 7),
+    (7, 8, True, [8], 8),
+    (8, 8, True, [9], 9),
+    (9, 8, False, [5, 4], 5),
+    (9, 8, True, [5, 5], 5),
+    (8, 4, True, [4, 5], 5),
+    (10, 4, False, [4, 4, 2], 4),
+    (261, 512, False, [261], 264),
+    (256, 512, True, [257], 264),
+    (261, 256, False, [131, 130], 131),
   ],
 )
-def test_parts_are_equal_within_the_limit(n, limit, orders, kept):
-  """A wide matrix that is not cut is padded so that it divides over a mesh."""
-  parts = Parts(n, limit)
+def test_parts_are_equal_within_the_limit(n, limit, has_bias, orders, kept):
+  """The bias is in the last, and a wide one that is not cut divides over a mesh."""
+  parts = Parts(n, limit, has_bias)
   np.testing.assert_array_equal(parts.orders(1), [orders])
   assert (parts.count, parts.kept) == (len(orders), kept)
-  columns = jnp.arange(2.0 * n).reshape(n, 2)
-  np.testing.assert_array_equal(parts.join(parts.split(columns)), columns)
+  weights = jnp.arange(2.0 * n).reshape(n, 2)
+  columns = Columns(weights, -jnp.ones((1, 2)) if has_bias else None)
+  split = parts.split(columns)
+  assert split.shape == (len(orders), kept, 2)
+  last = split[-1, orders[-1] - 1]
+  np.testing.assert_array_equal(last, -np.ones(2) if has_bias else weights[-1])
+  jax.tree.map(np.testing.assert_array_equal, parts.join(split), columns)
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -57,7 +66,7 @@ def test_rows_to_spare_change_nothing(relative):
     )
   # Nor do they enter condition numbers.
   kept = state.curvature["dense/kernel"]
-  found = Parts(261, 512).inverse_diagonals(kept)
+  found = Parts(260, 512, True).inverse_diagonals(kept)
   np.testing.assert_array_equal(found[:261], diagonals(kept.inverse)[:261])
   assert (np.asarray(found[261:]) == np.asarray(found[:1])).all()
 
@@ -74,7 +83,7 @@ def test_parts_of_a_wide_layer_are_inverted_by_themselves():
   tx = mbf_optax.scale_by_mbf(0.1, partition=partition)
   updates, _ = tx.update(gradient, tx.init(gradient))
   columns = np.concatenate([gradient["kernel"], gradient["bias"][None]])
-  for rows in (slice(0, 4), slice(4, 7)):
+  for rows in (slice(0, 3), slice(3, 7)):
     own = columns[rows].astype(np.float64)
     matrix = own @ own.T / 3 + 0.1 * np.eye(len(own))
     columns[rows] = np.linalg.solve(matrix, own)

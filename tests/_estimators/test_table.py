@@ -13,6 +13,7 @@ import mbf_optax
 from mbf_optax._estimators import axes, table
 from mbf_optax._estimators.estimator import Blocks, Operations
 from mbf_optax._linalg.statistics import Statistics
+from mbf_optax._partition.blocks import joined
 from mbf_optax._partition.layer import EstimatorName, Layer, Reading, read
 
 
@@ -40,7 +41,7 @@ class OneNumber(Blocks):
     return OneNumberState(jnp.zeros((1, 1), dtype), jnp.ones((1, 1), dtype))
 
   def accumulate(self, state, gradient, ema):
-    mean = jnp.mean(jnp.square(gradient)).reshape(1, 1)
+    mean = jnp.mean(jnp.square(joined(gradient))).reshape(1, 1)
     return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
 
   def statistics(self, state):
@@ -52,7 +53,7 @@ class OneNumber(Blocks):
 
   def precondition(self, state, vectors, regularize):
     del regularize
-    return state.inverse[0, 0] * vectors
+    return [state.inverse[0, 0] * piece for piece in vectors]
 
   def condition(self, state, correction):
     del correction
