@@ -25,6 +25,9 @@ STARTS: dict[str, Setting] = {
   "convnet": {"ratio": 0.3, "damping": 3e-4},
   "transformer": {"ratio": 1.0, "damping": 1e-5},
 }
+_STALE = 10
+_STALE_STARTS: dict[str, Setting] = {"mnist": {"ratio": 0.01, "damping": 1e-2}}
+"""For such a period and more: a search that begins where all diverges ends there."""
 _TASKS: dict[Scale, tuple[str, ...]] = {
   "quick": ("mnist",),
   "cpu": tuple(STARTS),
@@ -36,7 +39,7 @@ _COMMON = ("statistics", "inverse")
 def run(options: Options) -> Report:
   """Searches, trains and times every pair of periods, cold and warm."""
   tasks = {name: _task(name, options) for name in _TASKS[options.scale]}
-  grids = {name: optimizers(STARTS[name], options.scale) for name in tasks}
+  grids = {name: optimizers(name, options.scale) for name in tasks}
   seeds = problems.SEEDS[options.scale]
   search = Search(seeds=problems.SEARCH_SEEDS[options.scale])
   return of_record(
@@ -56,14 +59,17 @@ def of_record(record: Mapping[str, Any]) -> Report:
   return Report(text, dict(record), {"loss": tables.comparison_figure(cold)})
 
 
-def optimizers(start: Setting, scale: Scale) -> dict[str, Optimizer]:
+def optimizers(task: str, scale: Scale) -> dict[str, Optimizer]:
   """``mbf`` at every pair of periods; all of them share what is compiled."""
-  pairs, ladders = PERIODS, {name: rivals.LADDERS[name] for name in start}
+  pairs, ladders = PERIODS, {name: rivals.LADDERS[name] for name in STARTS[task]}
   if scale == "quick":
     pairs, ladders = PERIODS[:2], {}
   found = {}
   for periods in pairs:
     fixed = dict(zip(_COMMON, periods, strict=True))
+    start = STARTS[task]
+    if fixed["inverse"] >= _STALE:
+      start = _STALE_STARTS.get(task, start)
     settings = [{**s, **fixed} for s in (rivals.around(start) if ladders else [start])]
     like = functools.partial(
       Optimizer, _build, settings, common=_COMMON, ladders=ladders

@@ -68,8 +68,8 @@ class Parts:
 
   @property
   def count(self) -> int:
-    """Number of parts."""
-    return -(-self.n // self.limit)
+    """Number of parts, one at least: a bias may be all that there is."""
+    return max(1, -(-self.n // self.limit))
 
   @property
   def rows(self) -> int:
@@ -155,7 +155,7 @@ class Parts:
   def _is_bordered(self) -> bool:
     """Whether a bias is computed with as a border of what the weights fill.
 
-    On a mesh nothing may be appended to rows that are divided.
+    On a mesh every device computes rows of a product of whole columns.
     """
     return self.is_even and not devices.may_be_divided()
 
@@ -231,9 +231,10 @@ class ColumnBlocks(Blocks):
   def operations_of(self, parts: Parts) -> Operations:
     """Floating-point operations of the matrices of some parts."""
     reading = self.reading
-    product = 2 * parts.rows * reading.block_size * reading.blocks
+    orders = parts.orders(0)
+    product = 2 * int(max(orders)) * reading.block_size * reading.blocks
     stacked = reading.blocks // reading.blocks_per_layer
-    return Operations(product, product, 2 * parts.rows**3 * parts.count * stacked)
+    return Operations(product, product, 2 * int(sum(orders**3)) * stacked)
 
 
 class SharedBlocks(ColumnBlocks):

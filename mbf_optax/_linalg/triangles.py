@@ -100,13 +100,14 @@ def inverse(packed: Any) -> Any:
 
   Args:
     packed: ``(t, *batch)``, float32 or float64, or a tree of such arrays
-      of one order, which share one loop and keep the layouts of their batches.
+      of one order, which share a program and keep the layouts of their batches.
 
   Returns:
     The inverses in the same shapes and dtypes.
   """
-  n = unpacked_size(jax.tree.leaves(packed)[0].shape[0])
-  if n > _STRAIGHT:
+  first, *others = jax.tree.leaves(packed)
+  # On a mesh layers stay apart, and so many copies of the code would be compiled.
+  if others or unpacked_size(len(first)) > _STRAIGHT:
     return _in_a_loop(packed)
   return jax.lax.platform_dependent(
     packed, cuda=functools.partial(jax.tree.map, _straight), default=_in_a_loop

@@ -14,7 +14,7 @@ from mbf_optax._optimizers.fisher import MbfState
 from mbf_optax._optimizers.found import find_states, plain
 from mbf_optax._optimizers.layers import Layers, computed
 from mbf_optax._optimizers.persistence import kappa_of
-from mbf_optax._partition.blocks import cut, joined, to_blocks
+from mbf_optax._partition.blocks import joined, to_blocks, to_pieces
 from mbf_optax._partition.choice import for_mbf, for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -183,7 +183,8 @@ def _of_layer(
   vectors = to_blocks(reading, view.momentum)
   if updates is None:
     with jax.default_matmul_precision("highest"):
-      step = joined(estimator.precondition(state, cut(reading, vectors), unregularized))
+      pieces = to_pieces(reading, view.momentum)
+      step = joined(estimator.precondition(state, pieces, unregularized))
   else:
     step = _blocks_of(estimator, "updates", updates, view.momentum)
   if gradients is not None:

@@ -13,6 +13,7 @@ from mbf_optax._linalg.products import diagonals
 @pytest.mark.parametrize(
   ("n", "limit", "has_bias", "orders", "kept"),
   [
+    (0, 8, True, [1], 1),
     (7, 8, False, [7], 7),
     (7, 8, True, [8], 8),
     (8, 8, True, [9], 9),

@@ -42,7 +42,7 @@ def task():
   [
     autoencoder._optimizers("cpu"),
     cnn._optimizers("cpu", "resnet", cnn._cpu()),
-    frequencies.optimizers(frequencies.STARTS["mnist"], "cpu"),
+    frequencies.optimizers("mnist", "cpu"),
     graft._optimizers("cpu", "resnet"),
     graph.optimizers(graph.SIZES["cpu"]),
     low_rank._optimizers("cpu", "narrow"),

@@ -15,7 +15,7 @@ import mbf_optax
 from mbf_optax._linalg import batches
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
-CHOLESKY = ["cusolver_potrf_ffi", "LayoutConstraint"]
+CHOLESKY = ["cusolver_potrf_ffi"]
 SHAPES = {
   "conv": {"kernel": (3, 3, 2, 3), "bias": (3,)},
   "full": {"kernel": (4, 3), "bias": (3,)},
