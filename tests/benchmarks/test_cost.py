@@ -188,6 +188,12 @@ def test_the_device_benchmark_times_trains_and_keeps(monkeypatch, tmp_path, caps
 RESULTS = pathlib.Path(device.__file__).parent / "results"
 
 
+def test_the_page_of_an_accelerator_follows_from_its_record():
+  record = json.loads((RESULTS / "device.json").read_text())
+  page = device.tables(device.SIZES["full"], record["seconds"], record["left out"])
+  assert (RESULTS / "device.md").read_text() == f"{page}\n"
+
+
 def test_costs_of_one_problem_replace_those_alone(tmp_path):
   record = Record(tmp_path / "cost.json")
   adam, mbf = Cost(0.01, 0.01, 2.0, 8, 1), Cost(0.015, 0.03, 5.0, 20, 1)
