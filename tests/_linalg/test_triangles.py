@@ -62,6 +62,18 @@ def test_straight_line_code_marks_a_bad_matrix_alone(fault):
   inverses.marks_a_bad_matrix_alone(invert_straight, 9, fault)
 
 
+def test_straight_line_code_is_for_one_batch():
+  """On a mesh every layer would have a copy of it."""
+  batch = jax.ShapeDtypeStruct((triangles.packed_size(3), 5), jnp.float32)
+
+  def loops(packed):
+    traced = jax.jit(triangles.inverse).trace(packed)
+    return traced.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.while")
+
+  assert loops(batch) == 0
+  assert loops([batch, batch]) == 1
+
+
 def symmetric(n, *batch):
   matrix = RNG.normal(size=(n, n, *batch)).astype(np.float32)
   return matrix + np.swapaxes(matrix, 0, 1)
