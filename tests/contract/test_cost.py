@@ -92,7 +92,7 @@ def test_metrics_cost_little_beside_the_update(compiled):
     return mbf_optax.metrics(state, gradients, updates, partition)
 
   watched = jax.jit(metrics).lower(state, PARAMS, PARAMS).compile()
-  for cost, share in (("flops", 0.15), ("bytes accessed", 0.35)):
+  for cost, share in (("flops", 0.15), ("bytes accessed", 0.25)):
     assert watched.cost_analysis()[cost] < share * update.cost_analysis()[cost], cost
 
 
