@@ -83,6 +83,13 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   add("--seeds", type=_count, help="runs to report")
   add("--steps", type=_count, help="updates after which every training stops")
   add(
+    "--known",
+    type=pathlib.Path,
+    metavar="JSON",
+    help="an earlier run's record, whose optimizers are timed beside the others, not"
+    " trained again",
+  )
+  add(
     "--kept",
     nargs="+",
     type=pathlib.Path,
@@ -91,7 +98,7 @@ def parse(arguments: list[str] | None = None) -> Arguments:
   )
   values = vars(parser.parse_args(arguments))
   without = dict.fromkeys(("optimizers", "only", "kept"), STUDIES)
-  without |= dict.fromkeys(("seeds", "steps"), (*STUDIES, *SWEEPS))
+  without |= dict.fromkeys(("seeds", "steps", "known"), (*STUDIES, *SWEEPS))
   for option, refusing in without.items():
     if values[option] is not None and values["name"] in refusing:
       parser.error(f"--{option} does not go with {', '.join(refusing)}")

@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,6 +151,7 @@ def compare(
   session: Session,
   search: Search,
   points: int = 10,
+  known: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
   """Searches, trains and times every optimizer.
 
@@ -160,37 +162,44 @@ def compare(
     session: of the experiment.
     search: how the setting is chosen.
     points: how many times metrics are taken in a run; once in those of the search.
+    known: outcomes of an earlier run, which are only timed anew.
 
   Returns:
     Outcomes by name.
   """
-  searches, runs = {}, {}
-  unseen = range(search.seeds, search.seeds + seeds)
+  outcomes = dict(known or {})
   for name, optimizer in optimizers.items():
-    trained = functools.partial(session.train, task=task, optimizer=optimizer)
-    report_on = functools.partial(trained, f"{name} seeds", seeds=unseen, points=points)
-    if not optimizer.has_choice:
-      searches[name] = runs[name] = report_on()
-      continue
-    tried = functools.partial(trained, seeds=range(search.seeds), points=1)
-    searches[name] = searched(
-      functools.partial(tried, chunks=points), name, optimizer, search
-    )
-    runs[name] = report_on(settings=[search.best(searches[name])])
-  timed = {name: (o, runs[name].settings[0]) for name, o in optimizers.items()}
+    if name not in outcomes:
+      train = functools.partial(session.train, task=task, optimizer=optimizer)
+      outcomes[name] = _trained(train, name, optimizer, seeds, search, points)
+      warm = 0 if optimizer.prepare is None else task.warm_batches
+      outcomes[name] = outcomes[name]._replace(warm=warm)
+  timed = {name: (o, outcomes[name].setting) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))
-  outcomes = {}
-  for name, optimizer in optimizers.items():
-    best, tries = runs[name].settings[0], searches[name].settings
-    outcomes[name] = Outcome(
-      searches[name],
-      runs[name],
-      seconds[name],
-      Curve.of(runs[name]),
-      untried(best, tries, optimizer.ladders or grid(tries)),
-      0 if optimizer.prepare is None else task.warm_batches,
-    )
-  return outcomes
+  return {name: outcomes[name]._replace(seconds=seconds[name]) for name in optimizers}
+
+
+def _trained(
+  train: Callable[..., Runs],
+  name: str,
+  optimizer: Optimizer,
+  seeds: int,
+  search: Search,
+  points: int,
+) -> Outcome:
+  """What a search found, and runs with the best setting, not timed yet."""
+  unseen = range(search.seeds, search.seeds + seeds)
+  report_on = functools.partial(train, f"{name} seeds", seeds=unseen, points=points)
+  if not optimizer.has_choice:
+    runs = tried = report_on()
+  else:
+    search_seeds = range(search.seeds)
+    once = functools.partial(train, seeds=search_seeds, points=1, chunks=points)
+    tried = searched(once, name, optimizer, search)
+    runs = report_on(settings=[search.best(tried)])
+  ladders = optimizer.ladders or grid(tried.settings)
+  missing = untried(runs.settings[0], tried.settings, ladders)
+  return Outcome(tried, runs, math.nan, Curve.of(runs), missing)
 
 
 def experiment(
@@ -236,9 +245,35 @@ def experiment(
   found = {}
   with session(options, name, total) as opened:
     for key, task in tasks.items():
-      outcomes = compare(task, taking_part[key], seeds, opened, search, points)
+      known = _known(options, key, task, taking_part[key])
+      outcomes = compare(task, taking_part[key], seeds, opened, search, points, known)
       found[key] = record(outcomes)
   return report.plain(found)
+
+
+def _known(
+  options: Options, name: str, task: Task, optimizers: Mapping[str, Optimizer]
+) -> dict[str, Outcome]:
+  """The outcomes of a task in the record that the options name.
+
+  Raises:
+    ValueError: if it lacks the task, or has other numbers of steps.
+  """
+  if options.known is None:
+    return {}
+  record = json.loads(options.known.read_text())
+  if name not in record:
+    raise ValueError(f"--known: {options.known} has no {name}; name others by --only")
+  kept = restored(record[name])
+  found = {key: kept[key] for key in optimizers if key in kept}
+  for key, outcome in found.items():
+    steps = optimizers[key].steps_of(task)
+    if outcome.steps != steps:
+      raise ValueError(
+        f"--known: {name}, {key} has {outcome.steps} steps in {options.known}, and"
+        f" {steps} here; give a record of the same scale and --steps"
+      )
+  return found
 
 
 def _stopped(trained: Any, steps: int) -> Any:
@@ -305,11 +340,11 @@ def _restored(entry: Mapping[str, Any]) -> Outcome:
   settings = [{key: one[key] for key in entry["setting"]} for one in tried]
   names = [key for key in tried[0] if key in metrics]
   # A setting that diverged is one whose training loss does not fall.
+  firsts = np.array([-np.inf if one["diverged"] else np.inf for one in tried])
   searched = {
-    name: np.stack([[[np.inf, _float(one[name])]] for one in tried]) for name in names
+    name: np.stack([firsts, [_float(one[name]) for one in tried]], -1)[:, None]
+    for name in names
   }
-  failed = np.array([one["diverged"] > 0 for one in tried])
-  searched["train loss"][failed] = np.nan
   curve = entry["curve"]
   return Outcome(
     Runs(settings, none, at[-1:], searched),

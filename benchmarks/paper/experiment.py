@@ -24,6 +24,7 @@ class Options(NamedTuple):
     published: whether the paper's own best settings take the place of a search.
     seeds: runs to report, in place of the experiment's own number.
     steps: updates after which a training stops, if it is longer. Its schedule remains.
+    known: record of an earlier run, whose optimizers are timed again but not trained.
   """
 
   scale: Scale = "cpu"
@@ -36,6 +37,7 @@ class Options(NamedTuple):
   published: bool = False
   seeds: int | None = None
   steps: int | None = None
+  known: pathlib.Path | None = None
 
   def chosen(
     self, optimizers: Mapping[str, Any], needed: Collection[str] = ()

@@ -132,6 +132,31 @@ def test_trainings_stop_early_and_report_fewer_seeds(task, tmp_path):
   assert len(list((tmp_path / "checkpoints" / "name" / "quick").iterdir())) == 1
 
 
+def test_what_a_record_has_is_timed_again_and_not_trained(task, tmp_path):
+  options = QUICK._replace(work=tmp_path / "first", seeds=2)
+  run = functools.partial(
+    comparison.experiment, name="name", seeds=2, search=Search(), points=2
+  )
+  both = {"adam": adams(1e-3, 1e9), "other": adams(1e-2)}
+  first = run(options, tasks={"curves": task}, optimizers={"curves": both})
+  kept = tmp_path / "kept.json"
+  kept.write_text(json.dumps({"facts": {}, **first}))
+  options = options._replace(work=tmp_path / "second", known=kept)
+  more = {**both, "third": adams(1e-2)}
+  second = run(options, tasks={"curves": task}, optimizers={"curves": more})["curves"]
+  assert list(second) == list(more)
+  trained = (tmp_path / "second" / "checkpoints" / "name" / "quick").iterdir()
+  assert all("third" in folder.name for folder in trained)
+  for name, outcome in first["curves"].items():
+    assert second[name].pop("seconds a step") != outcome.pop("seconds a step")
+    assert second[name] == outcome
+  stopped = options._replace(steps=3)
+  with pytest.raises(ValueError, match="--known: curves, adam has .* and 3 here"):
+    run(stopped, tasks={"curves": task}, optimizers={"curves": both})
+  with pytest.raises(ValueError, match=r"kept\.json has no faces"):
+    run(options, tasks={"faces": task}, optimizers={"faces": both})
+
+
 def test_published_settings_are_trained_as_long_as_in_the_paper():
   found = cnn._optimizers("paper", "resnet", cnn.published("resnet"))
   epochs = {name: o.steps / 351 for name, o in found.items()}
