@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mbf_optax._estimators import axes
-from mbf_optax._estimators.estimator import Norms, Operations
+from mbf_optax._estimators.estimator import Norms, Operations, root
 from mbf_optax._linalg.groups import Matrices, Results
 from mbf_optax._linalg.statistics import Regularizer, Spectrum, Statistics
 from mbf_optax._partition.blocks import Pieces, joined
@@ -131,7 +131,7 @@ class RmsBlocks(ElementwiseBlocks):
     regularize: Regularizer,
   ) -> Pieces:
     moment, _ = self._regularized(state, regularize)
-    divisor = jnp.where(moment > 0, jnp.sqrt(moment) + _EPSILON, jnp.inf)
+    divisor = jnp.where(moment > 0, root(moment) + _EPSILON, jnp.inf)
     return [vectors[0] / divisor.astype(vectors[0].dtype)]
 
   def operations(self) -> Operations:

@@ -171,7 +171,12 @@ def inner(
 
 def lengths(pieces: Pieces, axes: tuple[int, ...]) -> Float[Array, "*#shape"]:
   """Euclidean norms over ``axes``, which stay with size one."""
-  return jnp.sqrt(inner(pieces, pieces, axes, keepdims=True))
+  return root(inner(pieces, pieces, axes, keepdims=True))
+
+
+def root(squares: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """Norms of their squares: of zero 1e-19, where a root has no finite derivative."""
+  return jnp.sqrt(jnp.maximum(squares, float(jnp.finfo(jnp.float32).tiny)))
 
 
 def spread_of(diagonals: Float[Array, "n *batch"]) -> Float[Array, "*batch"]:

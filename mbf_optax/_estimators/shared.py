@@ -20,6 +20,7 @@ from mbf_optax._estimators.estimator import (
   Norms,
   Operations,
   condition_number,
+  root,
   spread_of,
 )
 from mbf_optax._estimators.full import (
@@ -267,7 +268,7 @@ class SharedBlocks(ColumnBlocks):
     squares = jnp.sum(split * split, axis=-2, keepdims=True)
     if bias is not None:
       squares = squares + parts.in_the_last(bias * bias, 1)
-    of_parts = jnp.sqrt(squares)
+    of_parts = root(squares)
     of_weights = jnp.broadcast_to(of_parts, split.shape)
     of_bias = None if bias is None else of_parts[..., -1, :, :]
     return self.vectors(Columns(products.join_rows(of_weights, parts.n), of_bias))

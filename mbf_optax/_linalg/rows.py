@@ -11,6 +11,7 @@ between 0.01 and 100. From 0.2 on rows are scaled as Adam would scale them, by
 
 import jax.numpy as jnp
 
+from mbf_optax._linalg.statistics import reciprocal
 from mbf_optax._tree.shapes import Array, Float
 
 EVEN, UNEVEN = 0.4, 0.2
@@ -46,10 +47,11 @@ def row_scales(
     [6.39 6.39 6.39 6.39 0.64 6.39]
   """
   mean = jnp.sum(diagonals, axis=0) / order
-  relative = diagonals / (mean + _FLOOR)[None]
+  relative = diagonals * reciprocal(mean)[None]
   trust = jnp.clip(scale * mean, 0, 1)
   rows = jnp.arange(len(diagonals), dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
   shrunk = jnp.where(rows < order[None], trust[None] * relative + (1 - trust)[None], 0)
-  share = jnp.square(jnp.sum(jnp.sqrt(shrunk), axis=0) / order)
+  roots = jnp.sqrt(jnp.maximum(shrunk, _FLOOR))  # whose derivative is finite
+  share = jnp.square(jnp.sum(roots, axis=0) / order)
   power = jnp.clip((EVEN - share) / (EVEN - UNEVEN), 0, 1) / 4
   return (relative + _LEAST) ** -power[None]

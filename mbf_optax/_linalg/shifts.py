@@ -132,7 +132,9 @@ def _log_shifts(log_bound: Real) -> list[Real]:
 def _chebyshev(x: Float[Array, "*k"], degree: int) -> Float[Array, "{degree+1} *k"]:
   """The polynomials T_0, ..., T_degree at ``x`` in [-1, 1]."""
   orders = jnp.arange(degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
-  return jnp.cos(orders * jnp.expand_dims(jnp.arccos(jnp.clip(x, -1, 1)), 0))
+  # At the ends themselves the derivative of arccos is infinite.
+  end = 1 - float(jnp.finfo(x.dtype).eps)
+  return jnp.cos(orders * jnp.expand_dims(jnp.arccos(jnp.clip(x, -end, end)), 0))
 
 
 @functools.cache

@@ -14,6 +14,8 @@ import numpy as np
 from mbf_optax._linalg import products, triangles
 from mbf_optax._tree.shapes import Array, Float, Int
 
+_FLOOR = 1e-30
+
 Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
 """Symmetric matrices: packed triangles, or whole matrices."""
 
@@ -41,6 +43,16 @@ Regularizer = Callable[
 ]
 """From what is known of statistics ``G`` to ``scale`` and ``shift`` of
 ``scale G + shift I``; both broadcast against the batch and have its rank."""
+
+
+def reciprocal(mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """``1 / x`` of a mean of squares, and 1e30 where it is zero.
+
+  The derivative of a plain quotient has the square of ``x`` below it, which underflows
+  in float32 where gradients are around 1e-10.
+  """
+  root = jnp.sqrt(mean + _FLOOR)
+  return 1 / root / root
 
 
 def unregularized(

@@ -380,11 +380,11 @@ class _Method:
 def _resized(
   estimator: Estimator, state: Any, m: paths.Leaves, a: paths.Leaves
 ) -> paths.Leaves:
-  """``d |a| / |d|`` of one layer, with ``d = R m``, which is zero where ``d`` is."""
+  """``d |a| / |d|`` of one layer, with ``d = R m``; norms are never zero."""
   r = estimator.reading
   d = estimator.precondition(computed(estimator, state), to_pieces(r, m), unregularized)
   norms = zip(estimator.norms(to_pieces(r, a)), estimator.norms(d), strict=True)
-  factors = [jnp.where(own > 0, wanted / own, 0) for wanted, own in norms]
+  factors = [wanted / own for wanted, own in norms]
   return from_pieces(r, [v * f for v, f in zip(d, factors, strict=True)])
 
 

@@ -37,7 +37,8 @@ def acting(
   of_layers = [averages[estimator.reading.path] for estimator in layers.estimators]
   dtype = jnp.result_type(*of_layers)
   joined = jnp.concatenate([r.astype(dtype).reshape(-1) for r in of_layers])
-  share = 1 - jnp.sqrt(kappa_of(joined, t))
+  # A root's derivative at zero is infinite.
+  share = 1 - jnp.sqrt(jnp.maximum(kappa_of(joined, t), jnp.finfo(dtype).tiny))
   values = [devices.replicated(value, dtype) * share for value in largest.values()]
   starts = {side: i * len(joined) for i, side in enumerate(largest)}
   indices, behind = [], 0

@@ -120,7 +120,7 @@ def _resized(
   stacked = len(reading.stack_shape)
   axes = (0,) if lengths == "block" else (0, *range(1 + stacked, d.ndim))
   own, wanted = _norms(d, axes), _norms(a, axes)
-  return from_blocks(reading, jnp.where(own > 0, d / own, 0) * wanted)
+  return from_blocks(reading, d / jnp.where(own > 0, own, 1) * wanted)
 
 
 def _norms(v: Float[Array, "n *batch"], axes: tuple[int, ...]) -> Float[Array, "..."]:
@@ -130,4 +130,6 @@ def _norms(v: Float[Array, "n *batch"], axes: tuple[int, ...]) -> Float[Array, "
   """
   largest = jnp.max(jnp.abs(v), axes, keepdims=True)
   unit = jnp.where(largest > 0, largest, 1)
-  return largest * jnp.sqrt(jnp.sum(jnp.square(v / unit), axes, keepdims=True))
+  squares = jnp.sum(jnp.square(v / unit), axes, keepdims=True)
+  # A root's derivative at zero is infinite.
+  return largest * jnp.sqrt(jnp.where(largest > 0, squares, 1))

@@ -32,7 +32,9 @@ def foretold(
   m = [part.astype(like.dtype) for part, like in zip(m, g, strict=True)]
   c = correction.astype(g[0].dtype)
   longer = jnp.maximum(c * inner(g, g, axes), inner(m, m, axes) / c)
-  share = inner(g, m, axes) / jnp.where(longer > 0, longer, 1)
+  # In two steps, since the derivative of a quotient has the square of what divides.
+  root = jnp.sqrt(jnp.where(longer > 0, longer, 1))
+  share = inner(g, m, axes) / root / root
   return jnp.where(jnp.isfinite(share), share, 0)
 
 

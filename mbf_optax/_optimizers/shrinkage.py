@@ -12,12 +12,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mbf_optax._linalg.statistics import Regularizer, Spectrum
+from mbf_optax._linalg.statistics import Regularizer, Spectrum, reciprocal
 from mbf_optax._mesh import devices
 from mbf_optax._tree.shapes import Array, Float
-
-# A matrix without any gradient is divided by this instead of by zero.
-_FLOOR = 1e-30
 
 
 def shrunk(
@@ -42,6 +39,6 @@ def shrunk(
     n, sharers = (jnp.asarray(v, dtype) for v in (spectrum.order, spectrum.sharers))
     alpha = n / (n + sharers * samples)
     # The bias correction cancels: it is in the statistics and in their mean diagonal.
-    return (1 - alpha) / (spectrum.mean_diagonal + _FLOOR), alpha + level
+    return (1 - alpha) * reciprocal(spectrum.mean_diagonal), alpha + level
 
   return regularize

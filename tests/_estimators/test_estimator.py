@@ -359,7 +359,8 @@ def test_lengths_and_inner_products_of_vectors_in_pieces():
   np.testing.assert_allclose(found, np.linalg.norm(a, axis=0)[None], rtol=1e-5)
   found = protocol.inner(cut(a), cut(b), (0, 1))
   np.testing.assert_allclose(found, np.sum(a * b), rtol=1e-5)
-  np.testing.assert_array_equal(protocol.lengths((jnp.zeros((4, 3)),), (0,)), 0)
+  nothing = protocol.lengths((jnp.zeros((4, 3)),), (0,))
+  assert np.all((nothing > 0) & (nothing < 1e-18))
 
 
 def test_low_rank_weights_are_normalised_when_completed():
