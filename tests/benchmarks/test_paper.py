@@ -151,7 +151,7 @@ def test_what_a_record_has_is_timed_again_and_not_trained(task, tmp_path):
     assert second[name].pop("seconds a step") != outcome.pop("seconds a step")
     assert second[name] == outcome
   stopped = options._replace(steps=3)
-  with pytest.raises(ValueError, match="--known: curves, adam has .* and 3 here"):
+  with pytest.raises(ValueError, match=r"--known: curves, adam has .* and 3 here"):
     run(stopped, tasks={"curves": task}, optimizers={"curves": both})
   with pytest.raises(ValueError, match=r"kept\.json has no faces"):
     run(options, tasks={"faces": task}, optimizers={"faces": both})
