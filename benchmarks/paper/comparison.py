@@ -221,8 +221,8 @@ def experiment(
     optimizers: by name, for each task.
     seeds: runs with the chosen settings, unless the options say how many.
     search: how settings are chosen.
-    points: how many times metrics are taken in a run, if that is no more than every
-      tenth step.
+    points: how many times metrics are taken in a whole run; in one that the options
+      stop, as often for its length, and once at least.
     needed: optimizers without which there is no report.
 
   Returns:
@@ -230,8 +230,12 @@ def experiment(
   """
   tasks, seeds = options.chosen_tasks(tasks), options.seeds or seeds
   taking_part = {task: options.chosen(optimizers[task], needed) for task in tasks}
+  often = dict.fromkeys(tasks, points)
   if options.steps is not None:
-    points = min(points, max(1, options.steps // 10))
+    often = {
+      n: min(points, max(1, points * options.steps // task.steps))
+      for n, task in tasks.items()
+    }
     tasks = {n: _stopped(task, options.steps) for n, task in tasks.items()}
     taking_part = {
       task: {n: _stopped(o, options.steps) for n, o in found.items()}
@@ -246,8 +250,9 @@ def experiment(
   with session(options, name, total) as opened:
     for key, task in tasks.items():
       known = _known(options, key, task, taking_part[key])
-      outcomes = compare(task, taking_part[key], seeds, opened, search, points, known)
-      found[key] = record(outcomes)
+      found[key] = record(
+        compare(task, taking_part[key], seeds, opened, search, often[key], known)
+      )
   return report.plain(found)
 
 
