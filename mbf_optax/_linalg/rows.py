@@ -18,7 +18,6 @@ EVEN, UNEVEN = 0.4, 0.2
 """Shares of rows from which on nothing is scaled, and everything as Adam does."""
 
 _LEAST = 1e-8  # of a relative diagonal: rows without any gradient have no scale
-_FLOOR = 1e-30
 
 
 def row_scales(
@@ -51,7 +50,6 @@ def row_scales(
   trust = jnp.clip(scale * mean, 0, 1)
   rows = jnp.arange(len(diagonals), dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
   shrunk = jnp.where(rows < order[None], trust[None] * relative + (1 - trust)[None], 0)
-  roots = jnp.sqrt(jnp.maximum(shrunk, _FLOOR))  # whose derivative is finite
-  share = jnp.square(jnp.sum(roots, axis=0) / order)
+  share = jnp.square(jnp.sum(jnp.sqrt(shrunk), axis=0) / order)
   power = jnp.clip((EVEN - share) / (EVEN - UNEVEN), 0, 1) / 4
   return (relative + _LEAST) ** -power[None]

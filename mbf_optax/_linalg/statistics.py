@@ -14,7 +14,7 @@ import numpy as np
 from mbf_optax._linalg import products, triangles
 from mbf_optax._tree.shapes import Array, Float, Int
 
-_FLOOR = 1e-30
+_FLOOR = 1e-30  # of a mean of squares
 
 Stored = Float[Array, "t *batch"] | Float[Array, "*batch n n"]
 """Symmetric matrices: packed triangles, or whole matrices."""
