@@ -16,10 +16,9 @@ SHAPES = {
   "shared": {"kernel": (7, 5), "bias": (5,)},
   "stack": {"kernel": (2, 3, 5), "bias": (2, 5)},
   "norm": {"scale": (3,)},
-  "still": {"scale": (3,)},
+  "dead": {"kernel": (6, 5)},
 }
 STEPS = 2
-NOTHING = ("still",)
 
 
 def wide_tree(seed):
@@ -33,12 +32,13 @@ def partition():
 
 
 def gradients():
-  """Of some steps: noise, rows of scales of their own, and layers without any."""
+  """Of some steps: noise, rows of scales of their own, and a layer without any."""
   found = [wide_tree(seed) for seed in range(STEPS)]
   scales = jnp.logspace(-2, 2, 8)[:, None]
   for tree in found:
     tree["Dense_uneven"]["kernel"] = scales * tree["Dense_uneven"]["kernel"]
-    tree |= {name: jax.tree.map(jnp.zeros_like, tree[name]) for name in NOTHING}
+    tree["dead"] = jax.tree.map(jnp.zeros_like, tree["dead"])
+    tree["norm"]["scale"] = tree["norm"]["scale"].at[1].set(0)
     # A neuron whose input is never active.
     tree["shared"]["kernel"] = tree["shared"]["kernel"].at[:, 2].set(0)
     tree["shared"]["bias"] = tree["shared"]["bias"].at[2].set(0)
