@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import jax
 import pytest
@@ -27,6 +28,18 @@ def text(page):
 def test_every_public_name_is_on_the_api_page():
   directives = re.findall(r"^\.\. (?:auto)?\w+:: (\w+)$", text("docs/api.rst"), re.M)
   assert sorted(set(directives) - {"mbf_optax"}) == sorted(mbf_optax.__all__)
+
+
+def test_the_oldest_releases_are_the_same_everywhere():
+  """Those of the metadata, of the README, and of what is tested with them."""
+  project = tomllib.loads(text("pyproject.toml"))["project"]
+  needed = dict(line.split(">=") for line in project["dependencies"])
+  assert sorted(needed) == ["jax", "optax"]
+  tested = dict(re.findall(r"^(\w+)==(.*)$", text(".ci/oldest.txt"), re.M))
+  assert needed == {name: tested[name] for name in needed}
+  python = project["requires-python"].removeprefix(">=")
+  oldest = f"Python {python}, jax {needed['jax']} and optax {needed['optax']} or newer"
+  assert oldest in text("README.md")
 
 
 SNIPPETS = [
