@@ -51,8 +51,13 @@ class Setting(NamedTuple):
   steps: int
 
 
-def texts(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+def texts(folder: pathlib.Path | None) -> tuple[np.ndarray, np.ndarray]:
   """The characters of tiny-shakespeare as numbers, nine tenths to train on."""
+  if folder is None or not (folder / "tinyshakespeare.txt").exists():
+    raise SystemExit(
+      "Give --data-dir a folder that holds tinyshakespeare.txt."
+      " benchmarks/paper/DATA.md says where it is from."
+    )
   text = (folder / "tinyshakespeare.txt").read_text()
   vocabulary = sorted(set(text))
   tokens = np.array([vocabulary.index(character) for character in text], np.int32)

@@ -168,8 +168,9 @@ def _extra(options: Options, name: str) -> pathlib.Path:
   path = folder.expanduser() / name
   if not path.exists():
     raise SystemExit(
-      f"{name} is not in {folder}. Pass --extra-data with the folder that holds it, or"
-      " --scale quick for a stand-in that needs no files."
+      f"{name} is not in {folder}. Pass --extra-data with the folder that holds it"
+      " (benchmarks/paper/DATA.md says where it is from), or --scale quick for a"
+      " stand-in that needs no files."
     )
   return path
 

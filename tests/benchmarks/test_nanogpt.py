@@ -60,6 +60,12 @@ def test_batches_are_stretches_of_the_text():
   np.testing.assert_array_equal(np.diff(drawn, axis=-1), 1)
 
 
+def test_a_text_that_is_not_there_is_named(tmp_path):
+  for folder in (None, tmp_path):
+    with pytest.raises(SystemExit, match=r"--data-dir .* tinyshakespeare"):
+      training.texts(folder)
+
+
 def test_the_page_is_made_of_the_kept_runs():
   page = (nanogpt.RESULTS / "nanogpt.md").read_text()
   assert page == nanogpt.report(nanogpt.RESULTS)
