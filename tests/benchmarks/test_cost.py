@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 import sysconfig
 
 import jax
@@ -226,3 +227,18 @@ def test_growth_has_a_table_for_each_axis_by_size(tmp_path):
 def test_kept_pages_are_those_of_their_records(name, made):
   page = made.page(Record(RESULTS / f"{name}.json"))
   assert (RESULTS / f"{name}.md").read_text() == page
+
+
+def test_the_readme_says_what_the_race_says():
+  root = pathlib.Path(step_costs.__file__).parents[2]
+  readme = (root / "README.md").read_text()
+  kept = root / "benchmarks" / "cost" / "results" / "autoencoder_race.json"
+  race = json.loads(kept.read_text())
+  last = {name: curve["train_loss"][-1] for name, curve in race["curves"].items()}
+  assert f"training loss of {last['Adam']:.1f}, `mbf_adam` at that same" in readme
+  assert f"rate at {last['mbf_adam']:.1f} " in readme
+  adam = race["seconds_per_step"]["Adam"]
+  for name, seconds in race["seconds_per_step"].items():
+    if name not in ("Adam", "mbf"):  # which the table leaves out or calls 1
+      row = rf"^\| `?{name}`? \|.*\| {seconds / adam:.2f} \|$"
+      assert re.search(row, readme, re.M), name
