@@ -181,7 +181,7 @@ def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
     chosen = getattr(options, option)
     arguments += [] if chosen is None else [f"--{option}", *chosen]
   arguments += ["--published"] if options.published else []
-  for option in ("seeds", "steps"):
+  for option in ("seeds", "steps", "known"):
     given = getattr(options, option)
     arguments += [] if given is None else [f"--{option}", str(given)]
   written = shlex.join(arguments)

@@ -171,9 +171,8 @@ def compare(
   for name, optimizer in optimizers.items():
     if name not in outcomes:
       train = functools.partial(session.train, task=task, optimizer=optimizer)
-      outcomes[name] = _trained(train, name, optimizer, seeds, search, points)
       warm = 0 if optimizer.prepare is None else task.warm_batches
-      outcomes[name] = outcomes[name]._replace(warm=warm)
+      outcomes[name] = _trained(train, name, optimizer, seeds, search, points, warm)
   timed = {name: (o, outcomes[name].setting) for name, o in optimizers.items()}
   seconds = seconds_per_step(task, timed, length=min(100, task.steps))
   return {name: outcomes[name]._replace(seconds=seconds[name]) for name in optimizers}
@@ -186,6 +185,7 @@ def _trained(
   seeds: int,
   search: Search,
   points: int,
+  warm: int,
 ) -> Outcome:
   """What a search found, and runs with the best setting, not timed yet."""
   unseen = range(search.seeds, search.seeds + seeds)
@@ -199,7 +199,7 @@ def _trained(
     runs = report_on(settings=[search.best(tried)])
   ladders = optimizer.ladders or grid(tried.settings)
   missing = untried(runs.settings[0], tried.settings, ladders)
-  return Outcome(tried, runs, math.nan, Curve.of(runs), missing)
+  return Outcome(tried, runs, math.nan, Curve.of(runs), missing, warm)
 
 
 def experiment(

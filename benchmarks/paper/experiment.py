@@ -13,7 +13,7 @@ class Options(NamedTuple):
   """How to run an experiment.
 
   Attributes:
-    scale: ``"cpu"`` finishes within two hours on two cores, ``"paper"`` is the paper's
+    scale: ``"cpu"`` finishes within hours on two cores, ``"paper"`` is the paper's
       own setting, ``"quick"`` takes a few steps to see that everything runs.
     data_dir: folder of tensorflow-datasets; ``None`` is its own default.
     extra_data: folder of ``faces_like.npz``, ``cora.npz`` and ``tinyshakespeare.txt``.

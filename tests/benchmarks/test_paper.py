@@ -64,6 +64,15 @@ def test_the_tables_of_a_page_are_those_of_its_record(name, tmp_path):
   assert not set(rows) - set(page.read_text().splitlines())
 
 
+def test_the_page_says_what_an_epoch_at_the_papers_scale_came_to():
+  kept = json.loads((RESULTS / "paper_scale" / "cnn.json").read_text())["resnet"]
+  page = (RESULTS / "cnn.md").read_text()
+  for name, outcome in kept.items():
+    loss = outcome["curve"]["losses"][0][-1]
+    accuracy = 100 * outcome["metrics"]["test accuracy"][0][-1]
+    assert f"| {name:19} | {loss:<27.2f} | {accuracy:.1f} %" in page
+
+
 def test_records_of_different_tasks_make_one_page(tmp_path):
   whole = json.loads((RESULTS / "sequence.json").read_text())
   facts = whole.pop("facts")
@@ -110,7 +119,7 @@ def test_options_that_do_not_fit_are_refused(capsys):
     with pytest.raises(SystemExit):
       command.parse(line.split())
     assert named in capsys.readouterr().err
-  line = "cnn --scale paper --only resnet --published --seeds 3 --steps 9"
+  line = "cnn --scale paper --only resnet --published --seeds 3 --steps 9 --known a"
   options = command.parse(line.split()).options
   assert (options.published, options.seeds, options.steps) == (True, 3, 9)
   assert f"`python -m benchmarks.paper {line}`" in str(
