@@ -23,13 +23,13 @@ pytestmark = pytest.mark.promotes
 
 STEPS, EPSILON = 6, 1e-5
 SHAPES = {
-  "conv": {"kernel": (3, 3, 1, 4), "bias": (4,)},
-  "hidden": {"kernel": (4, 5), "bias": (5,)},
+  "conv": {"kernel": (3, 3, 1, 6), "bias": (6,)},
+  "hidden": {"kernel": (6, 5), "bias": (5,)},
   "norm": {"scale": (5,), "bias": (5,)},
   "logits": {"kernel": (5, 3), "bias": (3,)},
 }
 ESTIMATORS = {  # "inverse" is the bias of the convolution
-  "conv": {"full", "inverse"},
+  "conv": {"auto", "inverse"},
   "hidden": {"shared"},
   "norm": {"rms"},
   "logits": {"full"},
@@ -155,7 +155,7 @@ class Linen(nn.Module):
       init = nn.initializers.ones
       conv = {"kernel_init": nn.with_partitioning(init, (None, None, None, "model"))}
       dense = {"kernel_init": nn.with_logical_partitioning(init, ("embed", "mlp"))}
-    x = jnp.tanh(lift(nn.Conv)(4, (3, 3), name="conv", **conv)(x)).mean((1, 2))
+    x = jnp.tanh(lift(nn.Conv)(6, (3, 3), name="conv", **conv)(x)).mean((1, 2))
     x = jnp.tanh(lift(nn.Dense)(5, name="hidden", **dense)(x))
     x = nn.LayerNorm(EPSILON, use_fast_variance=False, name="norm")(x)
     return nn.Dense(3, name="logits")(x)
@@ -239,8 +239,8 @@ def test_scanned_linen_layers_move_as_unrolled_ones(name):
 
 class Nnx(nnx.Module):
   def __init__(self, rngs):
-    self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
-    self.hidden = nnx.Linear(4, 5, rngs=rngs)
+    self.conv = nnx.Conv(1, 6, (3, 3), rngs=rngs)
+    self.hidden = nnx.Linear(6, 5, rngs=rngs)
     self.norm = nnx.LayerNorm(5, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
     self.logits = nnx.Linear(5, 3, rngs=rngs)
 
@@ -287,7 +287,7 @@ def test_raw_nnx_state(name):
 
 
 def haiku_network(x):
-  x = jnp.tanh(hk.Conv2D(4, 3, name="conv")(x)).mean((1, 2))
+  x = jnp.tanh(hk.Conv2D(6, 3, name="conv")(x)).mean((1, 2))
   x = jnp.tanh(hk.Linear(5, name="hidden")(x))
   x = hk.LayerNorm(-1, True, True, eps=EPSILON, name="norm")(x)
   return hk.Linear(3, name="logits")(x)
@@ -330,8 +330,8 @@ class Equinox(eqx.Module):
   logits: eqx.nn.Linear
 
   def __init__(self, key):
-    self.conv = eqx.nn.Conv2d(1, 4, 3, padding=1, key=key)
-    self.hidden = eqx.nn.Linear(4, 5, key=key)
+    self.conv = eqx.nn.Conv2d(1, 6, 3, padding=1, key=key)
+    self.hidden = eqx.nn.Linear(6, 5, key=key)
     self.norm = eqx.nn.LayerNorm(5, eps=EPSILON)
     self.logits = eqx.nn.Linear(5, 3, key=key)
 
@@ -353,7 +353,7 @@ def equinox_model():
     equinox_leaves,
     Equinox(jax.random.key(0)),
     [
-      *(conv["kernel"].transpose(3, 2, 0, 1), conv["bias"].reshape(4, 1, 1)),
+      *(conv["kernel"].transpose(3, 2, 0, 1), conv["bias"].reshape(6, 1, 1)),
       *(hidden["kernel"].T, hidden["bias"], norm["scale"], norm["bias"]),
       *(logits["kernel"].T, logits["bias"]),
     ],
@@ -364,7 +364,7 @@ def from_equinox(model):
   return {
     "conv": {
       "kernel": model.conv.weight.transpose(2, 3, 1, 0),
-      "bias": model.conv.bias.reshape(4),
+      "bias": model.conv.bias.reshape(6),
     },
     "hidden": {"kernel": model.hidden.weight.T, "bias": model.hidden.bias},
     "norm": {"scale": model.norm.weight, "bias": model.norm.bias},

@@ -36,9 +36,12 @@ SHAPES = {
 }
 RANK = 5
 
-# A layer of every estimator, alone and stacked.
+# A layer of every estimator, alone and stacked, and convolutions whose output channels
+# fill matrices.
 ADAM_SHAPES = {
-  name: SHAPES[name] for name in ("conv2d", "dense_shared", "norm", "scalar", "stack")
+  **{name: SHAPES[name] for name in ("conv2d", "dense_shared", "norm", "scalar")},
+  "conv_wide": {"kernel": (2, 2, 3, 6), "bias": (6,)},
+  "stack": SHAPES["stack"] | {"conv_wide": {"kernel": (2, 3, 2, 5), "bias": (2, 5)}},
 }
 
 PARTITION = mbf_optax.flax_partition(
@@ -137,6 +140,16 @@ def oracle_layers(low_rank: str = "low_rank") -> list[reference.Layer]:
     *[reference.Layer("elementwise", name) for name in rms],
     *[reference.Layer("elementwise", f"stack/norm/{n}") for n in ("scale", "bias")],
   ]
+
+
+def adam_oracle_layers() -> list[reference.Layer]:
+  """Those of ``ADAM_SHAPES``; an output channel of a wide convolution is a neuron."""
+  here = flat_shapes(ADAM_SHAPES)
+  layers = [layer for layer in oracle_layers("both") if layer.kernel in here]
+  for name, stacked in (("conv_wide", False), ("stack/conv_wide", True)):
+    kernel = reference.Layer("dense", f"{name}/kernel", None, "both", stacked=stacked)
+    layers += [kernel, reference.Layer("elementwise", f"{name}/bias")]
+  return layers
 
 
 def random_gradients(

@@ -89,6 +89,7 @@ def periods(rival: Rival, statistics: int, inverse: int, start: Any = None) -> R
 _SHAMPOO = Rival(baselines.shampoo, period="statistics_update_period")
 _MBF = Rival(mbf_optax.mbf, period="curvature_update_period")
 _BY_SPLIT = {split: _kfac(split=split) for split in ("equal", "none")}
+_BY_KERNEL = {"partition": mbf_optax.flax_partition(overrides=[("Conv", "conv")])}
 # mbf_adam renews inverses at about every tenth step.
 _GRAFTED_PERIOD = {"inverse_update_period": 10}
 
@@ -120,6 +121,10 @@ RIVALS: dict[str, Rival] = {
   "mbf_true": Rival(mbf_optax.mbf, with_sampled),
   "mbf_adam": Rival(mbf_optax.mbf_adam),
   "mbf_adam, nesterov": Rival(functools.partial(mbf_optax.mbf_adam, nesterov=True)),
+  "mbf_adam, by kernel": Rival(functools.partial(mbf_optax.mbf_adam, **_BY_KERNEL)),
+  "mbf_adam, nesterov, by kernel": Rival(
+    functools.partial(mbf_optax.mbf_adam, nesterov=True, **_BY_KERNEL)
+  ),
   "mbf_adam, two rates": Rival(baselines.mbf_adam_two_rates),
   "momentum on adam": Rival(baselines.momentum_adam),
   "mbf on adam": Rival(functools.partial(baselines.mbf_on_adam, **_GRAFTED_PERIOD)),

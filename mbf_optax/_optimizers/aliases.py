@@ -115,11 +115,11 @@ def mbf_adam(
   """Adam with a matrix for every mini-block: the drop-in for ``adam`` and ``adamw``.
 
   Takes every call of ``optax.adam`` or ``optax.adamw`` with the name changed,
-  positional arguments included, and Adam's learning rate. Every kernel of a
-  convolution, and every dense layer as a whole, moves as far as Adam would move it, in
-  a direction that knows how weights vary together; see :func:`scale_by_mbf_adam`.
-  Norms, embeddings, biases of convolutions and dense layers of fewer than five outputs,
-  or of more than 32 inputs for each, move exactly as under Adam.
+  positional arguments included, and Adam's learning rate. Every layer moves as far as
+  Adam would move it, in a direction that knows how weights vary together; see
+  :func:`scale_by_mbf_adam`. Norms, embeddings, biases of convolutions and dense layers
+  of fewer than five outputs, or of more than 32 inputs for each, move exactly as under
+  Adam.
 
   Args:
     learning_rate: as for Adam, a number or a schedule.

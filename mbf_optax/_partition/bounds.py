@@ -26,8 +26,11 @@ def within_bounds(layer: Layer, shape: tuple[int, ...]) -> Layer:
 
   Returns:
     The layer, its ``block_limit`` lowered where a layer has so few inputs or outputs
-    that matrices of its own width would outweigh it.
+    that matrices of its own width would outweigh it. A limit wider than the default was
+    asked for and stays.
   """
+  if layer.block_limit > Layer.block_limit:
+    return layer
   size = math.prod(shape[axis] for axis in layer.block_axes)
   taken = layer.block_axes + layer.stack_axes
   counted = math.prod(n for axis, n in enumerate(shape) if axis not in taken)

@@ -1,9 +1,9 @@
 """What an optimizer makes of layers that leave the estimator to it."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
+from mbf_optax._partition.bounds import FULL_BLOCK, within_bounds
 from mbf_optax._partition.layer import EstimatorName, Layer, Reading
 
 LEAST_OUTPUTS = 5
@@ -25,16 +25,22 @@ _NOT_OF_MBF_ADAM = {"low_rank": 'use "shared" with a smaller block_limit, or mbf
 def for_mbf(reading: Reading) -> list[Reading]:
   """A matrix for every block while blocks are small, one for all of them otherwise."""
   _check("mbf", reading, _NOT_OF_MBF)
-  is_small = reading.block_size <= reading.layer.full_limit
-  return _chosen(reading, "full" if is_small else "shared")
+  layer = reading.layer
+  most = FULL_BLOCK if layer.channel_axes else layer.full_limit
+  is_small = reading.block_size <= most
+  return [_chosen(reading, "full" if is_small else "shared", layer.block_limit)]
 
 
 def for_mbf_adam(reading: Reading) -> list[Reading]:
-  """Matrices on both sides, or Adam's update for layers that fill none."""
+  """Matrices on both sides of neurons that fill them, kernels or elements otherwise."""
   _check("mbf_adam", reading, _NOT_OF_MBF_ADAM)
-  if reading.layer.is_open and not _fills_matrices(reading):
-    return _single_elements(reading)
-  return _chosen(reading, "two_sided", BLOCK_LIMIT)
+  neurons = _neurons(reading)
+  if not reading.layer.is_open or _fills_matrices(neurons):
+    limit = min(neurons.layer.block_limit, BLOCK_LIMIT)
+    return [_chosen(neurons, "two_sided", limit)]
+  if reading.layer.channel_axes:
+    return for_mbf(reading)
+  return _single_elements(reading)
 
 
 def _check(optimizer: str, reading: Reading, missing: Mapping[str, str]) -> None:
@@ -47,23 +53,31 @@ def _check(optimizer: str, reading: Reading, missing: Mapping[str, str]) -> None
     )
 
 
+def _neurons(reading: Reading) -> Reading:
+  """The reading, with all that feeds an output channel of a convolution in one block.
+
+  The matrix of all its inputs, which all neurons share, learns more than a matrix for
+  every kernel, and holds less.
+  """
+  axes = tuple(sorted(reading.layer.block_axes + reading.layer.channel_axes))
+  layer = dataclasses.replace(reading.layer, block_axes=axes, channel_axes=())
+  return reading._replace(layer=layer)
+
+
 def _fills_matrices(reading: Reading) -> bool:
   """Whether steps fill matrices of the inputs, which gain one vector an output each."""
   inputs, outputs = reading.block_size, reading.blocks_per_layer
   return inputs > 1 and outputs >= LEAST_OUTPUTS and inputs <= MOST_INPUTS * outputs
 
 
-def _chosen(
-  reading: Reading, estimator: EstimatorName, most: float = math.inf
-) -> list[Reading]:
-  """The reading with an estimator where it names none, cut at ``most`` inputs."""
+def _chosen(reading: Reading, estimator: EstimatorName, limit: int) -> Reading:
+  """The reading with an estimator where it names none, its matrices cut at a limit."""
   if not reading.layer.is_open:
-    return [reading]
-  limit = min(reading.layer.block_limit, most)
+    return reading
   layer = dataclasses.replace(
-    reading.layer, estimator=estimator, block_limit=int(limit)
+    reading.layer, estimator=estimator, block_limit=limit, channel_axes=()
   )
-  return [reading._replace(layer=layer)]
+  return reading._replace(layer=within_bounds(layer, reading.shape))
 
 
 def _single_elements(reading: Reading) -> list[Reading]:

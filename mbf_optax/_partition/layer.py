@@ -34,9 +34,10 @@ class Layer:
       ``rank`` gradients, from which every block's exact inverse follows (for
       :func:`mbf`). ``"rms"`` is Adam's direction, element by element, and ``"inverse"``
       the same without its square root. ``"auto"`` leaves the choice to the optimizer:
-      :func:`mbf` keeps a matrix for every block of up to ``full_limit`` elements and
-      shares one otherwise, :func:`mbf_adam` takes two sides, or Adam's update for
-      layers of fewer than five outputs or of more than 32 inputs for each.
+      :func:`mbf` keeps a matrix for every block of up to ``full_limit`` elements (36 in
+      a convolution) and shares one otherwise. :func:`mbf_adam` takes two sides, except
+      for layers of fewer than five outputs or of more than 32 inputs for each: those
+      have Adam's update, and convolutions the blocks and estimators of :func:`mbf`.
     stack_axes: the axes that stack independent layers (``nn.scan``, ``nn.vmap``,
       experts): each index is a layer of its own. Negative ones count from the end.
     joins_bias: whether the layer's bias, if it has one, is the last element of the
@@ -46,6 +47,10 @@ class Layer:
     block_limit: largest number of inputs (or outputs) that one matrix of ``"shared"``
       and ``"two_sided"`` spans, beside a bias; wider layers are cut into equal parts
       with a matrix each. Under ``"auto"`` :func:`mbf_adam` cuts at 128 at the latest.
+    channel_axes: the axes of a convolution's input channels, under ``"auto"``. They
+      count blocks, one for each kernel; where an optimizer takes two sides, a block
+      spans them too and is all that feeds one output channel. Negative ones count from
+      the end.
 
   Raises:
     ValueError: for an unknown estimator, a rank or a limit below 1, or block axes that
@@ -64,6 +69,7 @@ class Layer:
   rank: int = 16
   full_limit: int = 32
   block_limit: int = 1024
+  channel_axes: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     if self.estimator not in _ESTIMATORS:
@@ -71,7 +77,7 @@ class Layer:
         f"mbf_optax.Layer: unknown estimator {self.estimator!r}; use one of"
         f" {', '.join(map(repr, _ESTIMATORS))}."
       )
-    for name in ("block_axes", "stack_axes"):
+    for name in ("block_axes", "stack_axes", "channel_axes"):
       if isinstance(getattr(self, name), int):
         raise ValueError(
           f"mbf_optax.Layer: {name} is {getattr(self, name)}; give a tuple of axes,"
@@ -90,6 +96,12 @@ class Layer:
         f"mbf_optax.Layer: the estimator {self.estimator!r} reads element by element"
         f" and takes no block axes, got {self.block_axes}; leave them out, or take"
         ' another estimator such as "full".'
+      )
+    if self.channel_axes and not self.is_open:
+      raise ValueError(
+        f"mbf_optax.Layer: channel axes {self.channel_axes} are for the estimator"
+        f' "auto", which may add them to the blocks, and it is {self.estimator!r};'
+        " leave them out, or put them among the block_axes."
       )
     if not self.elementwise and not self.block_axes:
       raise ValueError(
@@ -232,23 +244,7 @@ def read(
   Raises:
     ValueError: if the layer does not fit the shape; the message names the path.
   """
-  ndim = len(shape)
-  for name, given in (("block", layer.block_axes), ("stacked", layer.stack_axes)):
-    if any(not -ndim <= axis < ndim for axis in given):
-      raise ValueError(
-        f"mbf_optax: {path!r} has shape {shape}, and {name} axes {given} do not fit it;"
-        f" use axes of {-ndim} to {ndim - 1}."
-      )
-  axes = tuple(sorted(axis % ndim for axis in layer.block_axes))
-  stack = tuple(sorted(axis % ndim for axis in layer.stack_axes))
-  if len({*axes, *stack}) != len(axes) + len(stack):
-    raise ValueError(
-      f"mbf_optax: {path!r} has shape {shape}; block axes {layer.block_axes} and"
-      f" stacked axes {layer.stack_axes} must all be distinct; an axis that stacks"
-      " layers is not within their blocks."
-    )
-  if (axes, stack) != (layer.block_axes, layer.stack_axes):
-    layer = dataclasses.replace(layer, block_axes=axes, stack_axes=stack)
+  layer = _with_axes_of(path, shape, layer)
   if bias is None or not layer.joins_bias or layer.elementwise:
     return _with_blocks(Reading(path, None, shape, layer))
   reading = _with_blocks(Reading(path, bias.path, shape, layer, tuple(bias.shape)))
@@ -260,6 +256,33 @@ def read(
       " bias apart with joins_bias=False."
     )
   return reading._replace(bias_axes=order)
+
+
+def _with_axes_of(path: str, shape: tuple[int, ...], layer: Layer) -> Layer:
+  """The layer with sorted non-negative axes, checked to be distinct axes of a shape."""
+  ndim = len(shape)
+  named = {
+    "block": layer.block_axes,
+    "stacked": layer.stack_axes,
+    "channel": layer.channel_axes,
+  }
+  for name, given in named.items():
+    if any(not -ndim <= axis < ndim for axis in given):
+      raise ValueError(
+        f"mbf_optax: {path!r} has shape {shape}, and {name} axes {given} do not fit it;"
+        f" use axes of {-ndim} to {ndim - 1}."
+      )
+  axes = [tuple(sorted(axis % ndim for axis in given)) for given in named.values()]
+  if len({*sum(axes, ())}) != len(sum(axes, ())):
+    said = ", ".join(f"{name} axes {given}" for name, given in named.items() if given)
+    raise ValueError(
+      f"mbf_optax: {path!r} has shape {shape}; {said} must all be distinct; an axis"
+      " that stacks layers or counts channels is not within their blocks."
+    )
+  block, stack, channels = axes
+  return dataclasses.replace(
+    layer, block_axes=block, stack_axes=stack, channel_axes=channels
+  )
 
 
 def _with_blocks(reading: Reading) -> Reading:

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from mbf_optax._partition.bounds import FULL_BLOCK
 from mbf_optax._partition.by_shape import says_elementwise
 from mbf_optax._partition.conventions import PATCH, Convention, Geometry, Kind
 from mbf_optax._partition.layer import (
   ELEMENTWISE,
   Bias,
-  EstimatorName,
   Layer,
   Reading,
   Why,
@@ -21,7 +19,6 @@ from mbf_optax._partition.layer import (
   read,
 )
 from mbf_optax._partition.overrides import (
-  ESTIMATORS,
   Choices,
   refusal_of_blocks,
   refusal_of_kind,
@@ -30,7 +27,6 @@ from mbf_optax._partition.parameters import Parameters
 from mbf_optax._tree import paths
 from mbf_optax._tree.dtypes import is_complex
 
-_ESTIMATORS: dict[str | None, EstimatorName] = {name: name for name in ESTIMATORS}
 _KINDS: dict[str | None, Kind] = {"conv": "conv", "dense": "dense"}
 _RMS = Layer(estimator="rms")
 _KEPT = 16  # trees whose readings a partition remembers
@@ -168,19 +164,12 @@ class NamedPartition:
     self, geometry: Geometry, shape: tuple[int, ...], asked: str | None
   ) -> Layer:
     """One block per kernel of a convolution, or per neuron, over inputs and offsets."""
-    offsets = math.prod(shape[axis] for axis in geometry.spatial)
-    is_conv = asked == "conv" or 1 < offsets < PATCH
-    axes = tuple(sorted(geometry.spatial + (() if is_conv else geometry.inputs)))
-    default: EstimatorName = self.choices.dense
-    if is_conv:
-      default = "full" if offsets <= FULL_BLOCK else "shared"
-    layer = Layer(
-      block_axes=axes,
-      estimator=_ESTIMATORS.get(asked, default),
-      stack_axes=geometry.stack_axes,
-      joins_bias=not is_conv,
-    )
-    return self.choices.layer(layer, shape)
+    stack, offsets = geometry.stack_axes, math.prod(shape[a] for a in geometry.spatial)
+    if asked == "conv" or (asked != "dense" and 1 < offsets < PATCH):
+      axes = geometry.spatial, geometry.inputs
+      return self.choices.convolution(*axes, stack, shape, asked)
+    axes = tuple(sorted(geometry.spatial + geometry.inputs))
+    return self.choices.neurons(axes, stack, shape, asked)
 
   def _without_blocks(self, path: str, leaf: Any, asked: str | None) -> Layer:
     if asked is not None and asked in _KINDS:

@@ -1,18 +1,22 @@
 """What a user asks of a partition: estimators, limits, and overrides by path."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from mbf_optax._partition.bounds import within_bounds
-from mbf_optax._partition.layer import Layer
+from mbf_optax._partition.bounds import FULL_BLOCK, within_bounds
+from mbf_optax._partition.layer import EstimatorName, Layer
 from mbf_optax._tree import checks
 
 Dense = Literal["auto", "full", "shared", "two_sided", "low_rank"]
 Override = tuple[str, Layer | str]
+Axes = tuple[int, ...]
+Shape = tuple[int, ...]
 
 ESTIMATORS: tuple[Dense, ...] = get_args(Dense)
+_NAMED: dict[str | None, EstimatorName] = {name: name for name in ESTIMATORS}
 READINGS = (*ESTIMATORS, "conv", "dense", "rms")
 
 
@@ -129,16 +133,49 @@ class Choices:
           f" {', '.join(paths)}."
         )
 
-  def layer(self, layer: Layer, shape: tuple[int, ...]) -> Layer:
-    """A layer of blocks of an array, with the rank and the limits asked for.
+  def neurons(self, axes: Axes, stack: Axes, shape: Shape, asked: str | None) -> Layer:
+    """A dense layer: one block for every output, over all of its inputs.
 
-    A wider limit than the default is taken as it is.
+    Args:
+      axes: of the inputs.
+      stack: axes that stack layers.
+      shape: of the weight array.
+      asked: what an override reads it as, if one does.
     """
-    asked = self.rank, self.full_limit, self.block_limit
-    if asked != (layer.rank, layer.full_limit, layer.block_limit):
-      rank, full_limit, block_limit = asked
-      layer = dataclasses.replace(
-        layer, rank=rank, full_limit=full_limit, block_limit=block_limit
-      )
-    is_asked = self.block_limit > Layer.block_limit
-    return layer if is_asked else within_bounds(layer, shape)
+    estimator = _NAMED.get(asked, self.dense)
+    return self._bounded(Layer(axes, estimator, stack), shape)
+
+  def convolution(
+    self, spatial: Axes, channels: Axes, stack: Axes, shape: Shape, asked: str | None
+  ) -> Layer:
+    """A convolution: one block per kernel, unless the optimizer spans the channels.
+
+    Args:
+      spatial: axes of the offsets.
+      channels: axes of the input channels.
+      stack: axes that stack layers.
+      shape: of the weight array.
+      asked: what an override reads it as, if one does.
+    """
+    offsets = math.prod(shape[axis] for axis in spatial)
+    of_kernels: EstimatorName = "full" if offsets <= FULL_BLOCK else "shared"
+    estimator = _NAMED.get(asked, "auto" if asked is None else of_kernels)
+    layer = Layer(spatial, estimator, stack, joins_bias=False)
+    if estimator == "auto":  # bounded when it is known whether blocks span channels
+      return self._asked(dataclasses.replace(layer, channel_axes=channels))
+    if estimator == "two_sided":
+      both = tuple(sorted(spatial + channels))
+      layer = dataclasses.replace(layer, block_axes=both)
+    return self._bounded(layer, shape)
+
+  def _bounded(self, layer: Layer, shape: Shape) -> Layer:
+    return within_bounds(self._asked(layer), shape)
+
+  def _asked(self, layer: Layer) -> Layer:
+    """The layer with the rank and the limits that were asked for."""
+    limits = {
+      "rank": self.rank,
+      "full_limit": self.full_limit,
+      "block_limit": self.block_limit,
+    }
+    return dataclasses.replace(layer, **limits)

@@ -2,22 +2,18 @@
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
-from mbf_optax._partition.bounds import FULL_BLOCK
 from mbf_optax._partition.layer import (
   ELEMENTWISE,
   Bias,
-  EstimatorName,
   Layer,
   Reading,
   Why,
   bias_order,
 )
 from mbf_optax._partition.overrides import (
-  ESTIMATORS,
   Choices,
   refusal_of_blocks,
   refusal_of_kind,
@@ -132,23 +128,15 @@ class Planner:
     return blocks, reason
 
   def _blocks(self, plan: Plan, use: Use, asked: str | None) -> Layer:
-    per_kernel = asked == "conv" or (use.kind == "convolution" and asked != "dense")
-    axes = use.inputs
-    if per_kernel:
-      axes = use.spatial
-    elif use.kind != "upsampling":
-      axes = tuple(sorted(use.inputs + use.spatial))
-    estimator: EstimatorName = self.choices.dense
-    if per_kernel:
-      offsets = math.prod(plan.shape[axis] for axis in axes)
-      estimator = "full" if offsets <= FULL_BLOCK else "shared"
-    for named in ESTIMATORS:
-      if asked == named:
-        estimator = named
     alike = {axis for path, axis in self.stacks if path == plan.path}
     stack = tuple(sorted(alike - {*use.inputs, *use.spatial} | {*use.stack}))
-    layer = Layer(axes, estimator, stack, joins_bias=not per_kernel)
-    return self.choices.layer(layer, plan.shape)
+    if asked == "conv" or (use.kind == "convolution" and asked != "dense"):
+      axes = use.spatial, use.inputs
+      return self.choices.convolution(*axes, stack, plan.shape, asked)
+    axes = use.inputs
+    if use.kind != "upsampling":
+      axes = tuple(sorted(use.inputs + use.spatial))
+    return self.choices.neurons(axes, stack, plan.shape, asked)
 
   def _bias(self, plan: Plan) -> Bias | None:
     """What may join the blocks: real, and with no override of its own."""

@@ -27,7 +27,8 @@ def flax_partition(
 
   A ``kernel`` of rank 2 is a dense layer: one block per neuron, over its input
   weights and its bias. Convolutions have one block per pair of input and output
-  channel, over the spatial offsets, with one matrix for all of a layer past 36 offsets.
+  channel, over the spatial offsets, with one matrix for all of a layer past 36 offsets;
+  :func:`mbf_adam` takes one per output channel, over all that feeds it.
   Convolutions of one offset are dense layers over their input channels, and those of
   196 offsets (14 x 14, as in patch embeddings) or more over offsets and input channels.
   Attention's projections (``query``, ``q_proj``, ``out``; any kernel whose bias has

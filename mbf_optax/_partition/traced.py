@@ -101,7 +101,8 @@ def traced_partition(
   which axes of its weight are contracted: a mini-block spans them, the axes of a batch
   stack independent layers, and the others count blocks. So do the leading axes of what
   ``jax.lax.scan`` scans, and ``jax.vmap`` over parameters. A convolution has one block
-  per kernel, over its spatial offsets, or is a dense layer over offsets and inputs
+  per kernel, over its spatial offsets (one per output channel under
+  :func:`mbf_adam`), or is a dense layer over offsets and inputs
   where it has one offset, where its kernel equals its stride (a patch embedding) or
   where it has 196 offsets or more. What is added to a product, one element for every
   output, is its bias. Embeddings, norms, and all else that meets data element by

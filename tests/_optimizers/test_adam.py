@@ -25,11 +25,7 @@ from tests.contract.common import random_tree
 from tests.reference_adam import MbfAdamReference
 
 SHAPES = trees.ADAM_SHAPES
-LAYERS = [
-  layer
-  for layer in trees.oracle_layers("both")
-  if layer.kernel in trees.flat_shapes(SHAPES)
-]
+LAYERS = trees.adam_oracle_layers()
 STEPS = 30
 RATE, DRIFT = 0.01, 0.3  # gradients depend on the parameters: errors would compound
 PERIODS = [(1, 1), (1, 10), (3, 4)]

@@ -130,7 +130,8 @@ def test_stacks_of_unknown_names():
 def test_convolutions_of_unknown_names(tree, expected):
   reading = next(r for r in read(tree).values() if len(r.shape) == 4)
   assert axes(reading) == expected
-  assert reading.layer.estimator == "full"
+  assert reading.layer.estimator == "auto"
+  assert reading.layer.channel_axes == (2 if expected[0] == (0, 1) else 1,)
 
 
 def test_the_blocks_are_the_same_whatever_the_names():

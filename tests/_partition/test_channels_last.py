@@ -55,19 +55,19 @@ class Everything(nn.Module):
 
 
 EXPECTED = {
-  "strided/kernel": ("full", (0, 1), (), False),
+  "strided/kernel": ("auto", (0, 1), (), False),
   "strided/bias": ("inverse", (), (), False),
-  "dilated/kernel": ("full", (0, 1), (), False),
-  "depthwise/kernel": ("full", (0, 1), (), False),
+  "dilated/kernel": ("auto", (0, 1), (), False),
+  "depthwise/kernel": ("auto", (0, 1), (), False),
   "depthwise/bias": ("inverse", (), (), False),
-  "grouped/kernel": ("full", (0, 1), (), False),
+  "grouped/kernel": ("auto", (0, 1), (), False),
   "grouped/bias": ("inverse", (), (), False),
   "pointwise/kernel": ("auto", (0, 1, 2), (), True),
-  "transpose/kernel": ("full", (0, 1), (), False),
+  "transpose/kernel": ("auto", (0, 1), (), False),
   "transpose/bias": ("inverse", (), (), False),
   "batch_norm/scale": ("rms", (), (), False),
   "batch_norm/bias": ("rms", (), (), False),
-  "conv1d/kernel": ("full", (0,), (), False),
+  "conv1d/kernel": ("auto", (0,), (), False),
   "conv1d/bias": ("inverse", (), (), False),
   "attention/query/kernel": ("auto", (0,), (), True),
   "attention/key/kernel": ("auto", (0,), (), True),
@@ -133,7 +133,7 @@ def test_scanned_layers(name, use_bias):
   attention = f"{prefix}/MultiHeadDotProductAttention_0"
   expected = {
     f"{prefix}/Dense_0/kernel": ("auto", (1,), (0,), use_bias),
-    f"{prefix}/Conv_0/kernel": ("full", (1,), (0,), False),
+    f"{prefix}/Conv_0/kernel": ("auto", (1,), (0,), False),
     f"{attention}/query/kernel": ("auto", (1,), (0,), use_bias),
     f"{attention}/out/kernel": ("auto", (1, 2), (0,), use_bias),
     f"{prefix}/LayerNorm_0/scale": ("rms", (), (), False),
@@ -180,7 +180,7 @@ def test_nnx_reads_as_linen():
 
   readings = read(nnx.state(Model(nnx.Rngs(0)), nnx.Param))
   expected = {
-    "conv/kernel": ("full", (0, 1), (), False),
+    "conv/kernel": ("auto", (0, 1), (), False),
     "conv/bias": ("inverse", (), (), False),
     "norm/scale": ("rms", (), (), False),
     "attention/query/kernel": ("auto", (0,), (), True),
@@ -238,7 +238,7 @@ def test_overrides():
   assert describe(readings["strided/bias"]) == ("inverse", (), (), False)
   assert describe(readings["dense/kernel"]) == ("low_rank", (0,), (), True)
   assert readings["dense/kernel"].layer.rank == 4
-  assert describe(readings["depthwise/kernel"]) == ("full", (0, 1), (), False)
+  assert describe(readings["depthwise/kernel"]) == ("auto", (0, 1), (), False)
   assert describe(readings["depthwise/bias"]) == ("rms", (), (), False)
   assert describe(readings["no_bias/kernel"]) == ("full", (1,), (), False)
   assert describe(readings["grouped/kernel"]) == ("rms", (), (), False)
@@ -288,7 +288,7 @@ def test_convolutions_named_like_attention(kernel):
       assert describe(reading) == ("auto", (0, 1, 2), (), True)
       assert reading.block_size == inputs + 1
     else:
-      assert describe(reading) == ("full", spatial, (), False)
+      assert describe(reading) == ("auto", spatial, (), False)
 
 
 def test_first_matching_override_wins():

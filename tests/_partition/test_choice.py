@@ -38,6 +38,49 @@ def test_mbf_adam_reads_blocks_of_one_element_as_adam_does():
   assert estimators(for_mbf_adam(auto((1, 9), (9,)))) == {"kernel": "two_sided"}
 
 
+def convolution(*shape, bias=(), **options):
+  layer = Layer((0, 1), "auto", joins_bias=False, channel_axes=(2,), **options)
+  return read("kernel", shape, layer, bias and Bias("bias", bias))
+
+
+@pytest.mark.parametrize(("offsets", "estimator"), [(6, "full"), (7, "shared")])
+def test_mbf_has_a_block_for_every_kernel_of_a_convolution(offsets, estimator):
+  (chosen,) = for_mbf(convolution(6, offsets, 4, 50))
+  layer = chosen.layer
+  assert (layer.block_axes, layer.estimator, layer.channel_axes) == (
+    (0, 1),
+    estimator,
+    (),
+  )
+  assert (chosen.blocks, chosen.block_size) == (200, 6 * offsets)
+
+
+def test_mbf_adam_has_a_block_for_every_output_channel_of_a_convolution():
+  (chosen,) = for_mbf_adam(convolution(3, 3, 4, 50))
+  assert chosen.layer == Layer((0, 1, 2), "two_sided", (), False, block_limit=128)
+  assert (chosen.blocks, chosen.block_size) == (50, 36)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 1, LEAST_OUTPUTS - 1), (3, 3, 29, 8)])
+def test_mbf_adam_has_kernels_where_output_channels_fill_no_matrix(shape):
+  """Few of them, or 261 inputs for each of 8, where 32 are the most."""
+  (chosen,) = for_mbf_adam(convolution(*shape))
+  assert chosen == for_mbf(convolution(*shape))[0]
+  (wider,) = for_mbf_adam(convolution(3, 3, 28, 8))
+  assert wider.layer.estimator == "two_sided"
+
+
+def test_limits_of_what_a_convolution_becomes():
+  (lowered,) = for_mbf_adam(convolution(3, 3, 4, 50, block_limit=16))
+  assert lowered.layer.block_limit == 16
+  (bounded,) = for_mbf_adam(convolution(3, 3, 4, 5))
+  assert bounded.layer.block_limit == 17 * 5
+  (bounded,) = for_mbf(convolution(7, 7, 1, 2))
+  assert bounded.layer.block_limit == 17 * 2
+  (asked,) = for_mbf(convolution(7, 7, 1, 2, block_limit=1025))
+  assert asked.layer.block_limit == 1025
+
+
 def test_outputs_are_those_of_one_layer_of_a_stack():
   stack = read("kernel", (3, 2, 4), Layer((0,), "auto", stack_axes=(1,)))
   assert estimators(for_mbf_adam(stack)) == {"kernel": "rms"}

@@ -79,12 +79,12 @@ EXPECTED = {
   "lstm/weight_hh": ("auto", (1,), (), False),
   "attention/value/weight": ("auto", (1,), (), True),
   "attention/norm_proj/weight": ("auto", (1,), (), True),
-  "layers/0/weight": ("full", (2,), (), False),
+  "layers/0/weight": ("auto", (2,), (), False),
   "experts/weight": ("auto", (2,), (0,), False),
-  "kernels/weight": ("full", (3,), (0,), False),
+  "kernels/weight": ("auto", (3,), (0,), False),
   "kernels/bias": ("inverse", (), (0,), False),
   "patches/weight": ("auto", (1, 2, 3), (), True),
-  "transpose/weight": ("full", (2, 3), (), False),
+  "transpose/weight": ("auto", (2, 3), (), False),
 }
 
 

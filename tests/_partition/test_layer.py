@@ -34,9 +34,11 @@ def test_axes_that_do_not_go_with_the_estimator():
     Layer((0,), "rms")
   with refused("'full'", "block_axes"):
     Layer()
+  with refused("channel axes (2,)", "'shared'", "block_axes"):
+    Layer((0, 1), "shared", channel_axes=(2,))
 
 
-@pytest.mark.parametrize("name", ["block_axes", "stack_axes"])
+@pytest.mark.parametrize("name", ["block_axes", "stack_axes", "channel_axes"])
 def test_axes_that_are_no_tuple(name):
   with refused(f"{name} is 1", "(1,)"):
     Layer(**{"block_axes": (0,), name: 1})
@@ -60,6 +62,8 @@ def test_blocks_without_elements(shape, estimator):
     (Layer((0,), stack_axes=(0,)), ("(3, 2)", "(0,)", "stacked", "(0,)")),
     (Layer((0,), stack_axes=(-2,)), ("(3, 2)", "(0,)", "stacked", "(-2,)")),
     (Layer((0,), stack_axes=(2,)), ("(3, 2)", "stacked", "(2,)", "-2 to 1")),
+    (Layer((0,), "auto", channel_axes=(2,)), ("(3, 2)", "channel", "(2,)", "-2 to 1")),
+    (Layer((0,), "auto", channel_axes=(-2,)), ("block", "(0,)", "channel", "(-2,)")),
     (Layer((1,)), ("Dense_0/bias", "(2,)", "(3,)", "joins_bias=False")),
   ],
   ids=str,
@@ -78,6 +82,8 @@ def test_axes_are_made_non_negative_and_sorted():
   assert (reading.counted_axes, reading.batch_shape) == ((2,), (2, 4))
   assert (reading.blocks, reading.blocks_per_layer, reading.block_size) == (8, 4, 15)
   assert reading.stack_shape == (2,)
+  layer = Layer((0,), "auto", (1,), channel_axes=(-1, -2))
+  assert read("kernel", (3, 2, 4, 5), layer).layer.channel_axes == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,18 @@ import optax
 import pytest
 
 import mbf_optax
+from mbf_optax._partition.choice import for_mbf
 from tests._partition.shapes import array, read
 
 
-def layer_of(shape, **options):
+def reading_of(shape, **options):
   params = {"Conv_0": {"kernel": array(*shape)}}
   (reading,) = mbf_optax.flax_partition(**options)(params)
-  return reading.layer
+  return reading
+
+
+def layer_of(shape, **options):
+  return reading_of(shape, **options).layer
 
 
 @pytest.mark.parametrize(
@@ -32,10 +37,25 @@ def layer_of(shape, **options):
   ],
 )
 def test_a_convolution_shares_a_matrix_past_36_offsets(spatial, estimator):
-  layer = layer_of((*spatial, 3, 64))
-  assert layer.estimator == estimator
-  assert layer.block_axes == tuple(range(len(spatial)))
-  assert not layer.joins_bias
+  axes = tuple(range(len(spatial)))
+  for asked in ([], [("Conv_0", "conv")]):
+    reading = reading_of((*spatial, 3, 64), overrides=asked)
+    (chosen,) = for_mbf(reading)
+    assert (chosen.layer.block_axes, chosen.layer.estimator) == (axes, estimator)
+    assert not reading.layer.joins_bias
+  assert reading.layer == chosen.layer
+
+
+def test_a_convolution_may_span_its_channels():
+  layer = layer_of((3, 3, 5, 64))
+  assert (layer.estimator, layer.block_axes, layer.channel_axes) == (
+    "auto",
+    (0, 1),
+    (2,),
+  )
+  for asked, axes in {"two_sided": (0, 1, 2), "shared": (0, 1), "conv": (0, 1)}.items():
+    layer = layer_of((3, 3, 5, 64), overrides=[("Conv_0", asked)])
+    assert (layer.block_axes, layer.channel_axes) == (axes, ())
 
 
 @pytest.mark.parametrize("spatial", [(14, 14), (16, 16), (32, 32), (251,), (1, 1)])

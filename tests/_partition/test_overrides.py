@@ -55,9 +55,12 @@ def test_what_an_array_may_be_read_as():
 
 
 def test_a_layer_takes_the_rank_and_the_limits_asked_for():
-  plain = Layer((0,), "shared", rank=3, full_limit=4, block_limit=5)
-  given = choices(rank=6, full_limit=7, block_limit=8).layer(plain, (99, 99))
-  assert given == Layer((0,), "shared", rank=6, full_limit=7, block_limit=8)
+  limits = {"rank": 6, "full_limit": 7, "block_limit": 8}
+  given = choices(**limits)
+  dense = given.neurons((0,), (), (99, 99), "shared")
+  assert dense == Layer((0,), "shared", **limits)
+  kernels = given.convolution((0,), (1,), (), (3, 99, 99), None)
+  assert kernels == Layer((0,), "auto", joins_bias=False, channel_axes=(1,), **limits)
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(1024, 34), (1025, 1025)])
@@ -65,7 +68,7 @@ def test_a_limit_is_lowered_for_few_outputs_unless_it_is_wider_than_the_default(
   asked, kept
 ):
   """Past 34 rows two matrices hold more than 34 floats for each of 2 outputs a row."""
-  layer = choices(block_limit=asked).layer(Layer((0,), "shared"), (5000, 2))
+  layer = choices(block_limit=asked).neurons((0,), (), (5000, 2), "shared")
   assert layer.block_limit == kept
 
 

@@ -33,9 +33,9 @@ def read(shape, *uses, asked=None, **seen):
   ("shape", "use", "axes", "estimator"),
   [
     ((40, 50), PRODUCT, (0,), "auto"),
-    ((3, 3, 40, 50), CONVOLUTION, (0, 1), "full"),
-    ((6, 6, 40, 50), CONVOLUTION, (0, 1), "full"),  # 36 offsets
-    ((1, 37, 40, 50), CONVOLUTION, (0, 1), "shared"),  # 37
+    ((3, 3, 40, 50), CONVOLUTION, (0, 1), "auto"),
+    ((6, 6, 40, 50), CONVOLUTION, (0, 1), "auto"),
+    ((1, 37, 40, 50), CONVOLUTION, (0, 1), "auto"),
     ((14, 14, 3, 768), Use("patches", (2,), (0, 1)), (0, 1, 2), "auto"),
     ((2, 2, 40, 50), Use("upsampling", (2,), (0, 1)), (2,), "auto"),
   ],

@@ -34,7 +34,7 @@ def test_haiku():
   params = hk.transform(haiku_model).init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
   readings = {r.path: r for r in mbf_optax.haiku_partition()(params)}
   expected = {
-    "conv/w": ("full", (0, 1), (), False),
+    "conv/w": ("auto", (0, 1), (), False),
     "conv/b": ("inverse", (), (), False),
     "norm/scale": ("rms", (), (), False),
     "pointwise/w": ("auto", (0, 1, 2), (), True),
@@ -69,7 +69,7 @@ def test_equinox():
   params = eqx.filter(EquinoxModel(jax.random.key(0)), eqx.is_inexact_array)
   readings = {r.path: r for r in mbf_optax.equinox_partition()(params)}
   expected = {
-    "conv/weight": ("full", (2, 3), (), False),
+    "conv/weight": ("auto", (2, 3), (), False),
     "conv/bias": ("inverse", (), (), False),
     "pointwise/weight": ("auto", (1, 2, 3), (), True),
     "layers/0/weight": ("auto", (1,), (), True),

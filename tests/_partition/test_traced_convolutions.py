@@ -32,7 +32,7 @@ CONVOLUTIONS = {  # the kernel's shape, arguments, and the reading
   "depthwise": ((3, 3, 1, 8), {"feature_group_count": 4}, kernel((0, 1))),
   "along one axis": ((1, 3, 4, 6), {}, kernel((0, 1))),
   "six by six": ((6, 6, 4, 6), {}, kernel((0, 1))),
-  "seven by seven": ((7, 7, 4, 6), {}, kernel((0, 1), estimator="shared")),
+  "seven by seven": ((7, 7, 4, 6), {}, kernel((0, 1))),
   "pointwise": ((1, 1, 4, 6), {}, dense((0, 1, 2), bias="b", axes=(3,))),
   "patches": (
     (4, 4, 4, 6),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from tests._partition.traced import array, read
+import mbf_optax
+from tests._partition.traced import array, described, read
 
 pytestmark = pytest.mark.promotes
 
@@ -84,13 +85,16 @@ def test_convolutions(data):
     )
     return jnp.mean(jnp.tanh(y))
 
-  (found,) = read(loss, {"k": array(*kernel)}, array(*image)).values()
+  params = {"k": array(*kernel)}
+  (reading,) = mbf_optax.traced_partition(loss, params, array(*image))(params)
+  found, channels = described(reading), specs[1].index("I")
   offsets = tuple(i for i, c in enumerate(specs[1]) if c in spatial)
   if math.prod(window) == 1 or window == strides:
-    both = tuple(sorted((*offsets, specs[1].index("I"))))
+    both = tuple(sorted((*offsets, channels)))
     assert found == (both, (), "auto")
   else:
-    assert found == (offsets, (), "full" if math.prod(window) <= 36 else "shared")
+    assert found == (offsets, (), "auto")
+    assert reading.layer.channel_axes == (channels,)
 
 
 @hypothesis.given(st.data())

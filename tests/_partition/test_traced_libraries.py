@@ -226,7 +226,7 @@ def test_stax():
   traced = mbf_optax.traced_partition(loss, params, IMAGES)
   assert traced.unread == ()
   assert weights(traced(params)) == {
-    "0/0": ((0, 1), (), "full", None),
+    "0/0": ((0, 1), (), "auto", None),
     "5/0": ((0,), (), "auto", "5/1"),
     "7/0": ((0,), (), "auto", "7/1"),
   }

@@ -171,7 +171,7 @@ OVERRIDES = {  # what is asked for, and what changes
   ),
   "a layer": (
     [("head/kernel", mbf_optax.Layer((-1,), "full", joins_bias=False))],
-    {"head/kernel": kernel((1,)), "head/bias": alone()},
+    {"head/kernel": kernel((1,), estimator="full"), "head/bias": alone()},
   ),
   "an embedding as a dense layer": ([("table", "dense")], {"table": dense((0,))}),
 }
@@ -192,7 +192,7 @@ def test_an_override_decides_how_a_tied_array_is_read():
 
   overrides = [("", "full")]
   found = read(tied, array(4, 6), array(3, 4), overrides=overrides)
-  assert found == {"": kernel((0,))}
+  assert found == {"": kernel((0,), estimator="full")}
 
 
 def test_limits_are_those_of_the_layers():

@@ -130,7 +130,7 @@ LINEN = {
   "conv 3d, large": (
     nn.Conv(7, (4, 4, 4)),
     VOLUMES,
-    {"kernel": kernel(0, 1, 2, estimator="shared")},
+    {"kernel": kernel(0, 1, 2)},
   ),
   "conv 1x1": (nn.Conv(7, (1, 1)), IMAGES, {"kernel": dense(0, 1, 2, bias="bias")}),
   "patches": (
@@ -152,7 +152,7 @@ LINEN = {
   "depthwise": (
     nn.Conv(12, (7, 7), feature_group_count=6),
     IMAGES,
-    {"kernel": kernel(0, 1, estimator="shared")},
+    {"kernel": kernel(0, 1)},
   ),
   "masked": (
     nn.Conv(7, (3, 3), mask=jnp.ones((3, 3, 6, 7))),

@@ -39,7 +39,7 @@ def dense(block, stack=(), bias=None, axes=()):
   return (block, stack, "auto", *(() if bias is None else (bias, axes)))
 
 
-def kernel(block, stack=(), estimator="full"):
+def kernel(block, stack=(), estimator="auto"):
   return (block, stack, estimator)
 
 

@@ -18,7 +18,7 @@ def dense(*axes, bias=None, stack=()):
   return (axes, stack, "auto", bias)
 
 
-def kernel(*axes, estimator="full", stack=()):
+def kernel(*axes, estimator="auto", stack=()):
   return (axes, stack, estimator, None)
 
 

@@ -120,8 +120,24 @@ def test_small_blocks_hold_eleven_floats_a_weight():
   assert summary.layers[0].state_bytes == 11 * 4 * 9 * 64 * 64
 
 
-def test_mbf_adam_holds_twelve():
-  """Adam's two moments and the same triangles."""
+def test_mbf_adam_holds_six_or_twelve():
+  """Adam's two moments, and matrices of channels or the triangles of kernels.
+
+  Channels are 576 inputs in five parts of 116, and 64 outputs.
+  """
   params = {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)}
-  summary = mbf_optax.summarize(params, optimizer="mbf_adam")
-  assert summary.layers[0].state_bytes == 12 * 4 * 9 * 64 * 64
+  weights = 9 * 64 * 64
+  by_channel = mbf_optax.summarize(params, optimizer="mbf_adam").layers[0]
+  assert by_channel.state_bytes == 4 * (2 * weights + 2 * (5 * 116**2 + 64**2))
+  by_kernel = mbf_optax.flax_partition(overrides=[("kernel", "conv")])
+  summary = mbf_optax.summarize(params, by_kernel, optimizer="mbf_adam")
+  assert summary.layers[0].state_bytes == 12 * 4 * weights
+
+
+@pytest.mark.parametrize(("channels", "floats"), [(16, 11.2), (64, 5.9), (256, 3.1)])
+def test_a_convolution_holds_what_readme_and_docs_say(
+  channels, floats
+):
+  params = {"kernel": jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)}
+  held = mbf_optax.summarize(params).floats_per_parameter
+  assert held == pytest.approx(floats, abs=0.05)
