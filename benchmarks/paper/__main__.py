@@ -80,6 +80,11 @@ def parse(arguments: list[str] | None = None) -> Arguments:
     action="store_true",
     help="the paper's own best settings, at its scale, in place of a search",
   )
+  add(
+    "--bfloat16",
+    action="store_true",
+    help="cnn's networks in half precision; parameters and optimizers stay in float32",
+  )
   add("--seeds", type=_count, help="runs to report")
   add("--steps", type=_count, help="updates after which every training stops")
   add(
@@ -104,6 +109,8 @@ def parse(arguments: list[str] | None = None) -> Arguments:
       parser.error(f"--{option} does not go with {', '.join(refusing)}")
   if values["published"] and (values["name"], values["scale"]) != ("cnn", "paper"):
     parser.error("--published goes with cnn --scale paper alone")
+  if values["bfloat16"] and values["name"] != "cnn":
+    parser.error("--bfloat16 goes with cnn alone")
   name, kept = values.pop("name"), values.pop("kept")
   return Arguments(name, Options(**values), kept)
 
@@ -180,7 +187,8 @@ def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
   for option in ("optimizers", "only"):
     chosen = getattr(options, option)
     arguments += [] if chosen is None else [f"--{option}", *chosen]
-  arguments += ["--published"] if options.published else []
+  for option in ("published", "bfloat16"):
+    arguments += [f"--{option}"] if getattr(options, option) else []
   for option in ("seeds", "steps", "known"):
     given = getattr(options, option)
     arguments += [] if given is None else [f"--{option}", str(given)]

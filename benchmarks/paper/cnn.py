@@ -79,15 +79,15 @@ _STARTS: dict[str, Setting] = {
   },
   "mbf (10, 100), warm": {"ratio": 0.3, "damping": 3e-4, "shrinkage": 3e-3},
   "mbf": {"ratio": 1.0, "damping": 3e-5, "shrinkage": 3e-3},
-  **dict.fromkeys(
-    (
+  **{
+    name: {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3}
+    for name in (
       "mbf_adam, by kernel",
       "mbf_adam, nesterov, by kernel",
       "mbf_adam",
       "mbf_adam, nesterov",
-    ),
-    {"learning_rate": 1e-2, "b2": 0.99, "shrinkage": 1e-3},
-  ),
+    )
+  },
 }
 
 

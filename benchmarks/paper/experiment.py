@@ -22,6 +22,7 @@ class Options(NamedTuple):
     optimizers: those that take part; ``None`` is all.
     only: the tasks that take part; ``None`` is all.
     published: whether the paper's own best settings take the place of a search.
+    bfloat16: whether networks pass images in half precision.
     seeds: runs to report, in place of the experiment's own number.
     steps: updates after which a training stops, if it is longer. Its schedule remains.
     known: record of an earlier run, whose optimizers are timed again but not trained.
@@ -35,6 +36,7 @@ class Options(NamedTuple):
   optimizers: list[str] | None = None
   only: list[str] | None = None
   published: bool = False
+  bfloat16: bool = False
   seeds: int | None = None
   steps: int | None = None
   known: pathlib.Path | None = None

@@ -162,6 +162,7 @@ def classification(
   batch_size: int,
   steps: int,
   augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Task:
   """Images to classes by cross-entropy.
 
@@ -172,21 +173,31 @@ def classification(
     batch_size: rows of a batch.
     steps: number of updates.
     augment: from a key and a batch of images to changed images, in training alone.
+    dtype: of the network's passes. Parameters, their gradients, batch norm's averages
+      and what is made of the logits are float32.
 
   Returns:
     The task; its metrics are the loss and the accuracy.
   """
 
+  def passed(
+    variables: Variables, x: jax.Array, train: bool
+  ) -> tuple[jax.Array, Variables]:
+    others = [collection for collection in variables if collection != "params"]
+    params = jax.tree.map(lambda p: p.astype(dtype), variables["params"])
+    lowered = {**variables, "params": params}
+    logits, new = model.apply(lowered, x.astype(dtype), train, mutable=others)
+    return logits.astype(jnp.float32), new
+
   def outputs(
     variables: Variables, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Variables]:
     x = batch[0] if augment is None else augment(key, batch[0])
-    others = [collection for collection in variables if collection != "params"]
-    return model.apply(variables, x, True, mutable=others)
+    return passed(variables, x, True)
 
   def metrics(variables: Variables, batch: Batch) -> Metrics:
     x, y = batch
-    logits = model.apply(variables, x, False)
+    logits, _ = passed(variables, x, False)
     accuracy = (logits.argmax(-1) == y).astype(jnp.float32).mean()
     return {"loss": _cross_entropy(logits, y), "accuracy": accuracy}
 

@@ -110,7 +110,8 @@ def task(name: str, options: Options) -> Task:
   steps = plan.lengths.first_order.steps
   images = data.images(plan.dataset, options, half=plan.half)
   augment = functools.partial(data.augment, pad=2 if plan.half else 4)
-  task = classification(name, plan.model, images, _BATCH, steps, augment)
+  dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
+  task = classification(name, plan.model, images, _BATCH, steps, augment, dtype)
   return whole_pass(task) if options.scale == "paper" else task
 
 

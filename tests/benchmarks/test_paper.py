@@ -4,12 +4,16 @@ import functools
 import importlib
 import json
 import pathlib
+import re
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from benchmarks import models
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import (
   autoencoder,
@@ -21,6 +25,7 @@ from benchmarks.paper import (
   report,
   sequence,
   tables,
+  tasks,
 )
 from benchmarks.paper.comparison import Curve, Outcome
 from benchmarks.paper.curves import curves
@@ -28,6 +33,7 @@ from benchmarks.paper.experiment import Options
 from benchmarks.paper.methods import Optimizer
 from benchmarks.paper.search import Search, half_decades, neighbours, untried
 from benchmarks.paper.training import Runs, train
+from examples.data import Data
 
 QUICK = Options(scale="quick")
 LIGHT = ["sensitivity", "autoencoder"]
@@ -114,17 +120,45 @@ def test_options_that_do_not_fit_are_refused(capsys):
     "cnn --published": "--published goes with cnn --scale paper alone",
     "graph --scale paper --published": "--published goes with cnn",
     "cnn --steps 0": "argument --steps: 0 is not at least 1",
+    "graph --bfloat16": "--bfloat16 goes with cnn alone",
   }
   for line, named in wrong.items():
     with pytest.raises(SystemExit):
       command.parse(line.split())
     assert named in capsys.readouterr().err
-  line = "cnn --scale paper --only resnet --published --seeds 3 --steps 9 --known a"
+  line = "cnn --scale paper --only resnet --published --bfloat16 --seeds 3 --steps 9"
+  line += " --known a"
   options = command.parse(line.split()).options
   assert (options.published, options.seeds, options.steps) == (True, 3, 9)
   assert f"`python -m benchmarks.paper {line}`" in str(
     command._facts("cnn", options, 1.0)
   )
+
+
+def test_networks_in_half_precision():
+  """Their products; not parameters, gradients, averages, losses or metrics."""
+  x = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+  y = np.arange(40, dtype=np.int32) % 10
+  images, model = Data(x, y, x, y), models.ResNet(8, width=2)
+  half = tasks.classification("half", model, images, 4, 1, dtype=jnp.bfloat16)
+  whole = tasks.classification("whole", model, images, 4, 1)
+  variables, key = half.init(jax.random.key(0)), jax.random.key(1)
+  batch = images.x_train[:4], images.y_train[:4]
+
+  def gradient(task, params):
+    def loss(params):
+      return task.loss({**variables, "params": params}, batch, key)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  found = gradient(half, variables["params"]), half.metrics(variables, batch)
+  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+  expected = gradient(whole, variables["params"]), whole.metrics(variables, batch)
+  chex.assert_trees_all_close(found[0], expected[0], rtol=0.2, atol=0.1)
+  program = jax.make_jaxpr(functools.partial(gradient, half))(variables["params"])
+  products = re.findall(r":(\w+)\[[\d,]+\] = conv_general_dilated", str(program))
+  assert len(products) > 6
+  assert {*products} == {"bf16"}
 
 
 def test_trainings_stop_early_and_report_fewer_seeds(task, tmp_path):

@@ -135,9 +135,7 @@ def test_mbf_adam_holds_six_or_twelve():
 
 
 @pytest.mark.parametrize(("channels", "floats"), [(16, 11.2), (64, 5.9), (256, 3.1)])
-def test_a_convolution_holds_what_readme_and_docs_say(
-  channels, floats
-):
+def test_a_convolution_holds_what_readme_and_docs_say(channels, floats):
   params = {"kernel": jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)}
   held = mbf_optax.summarize(params).floats_per_parameter
   assert held == pytest.approx(floats, abs=0.05)
