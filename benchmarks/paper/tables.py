@@ -170,7 +170,8 @@ def comparison_figure(
         _around([ax], values)
       else:  # the first one, of an untrained network, would hide all differences
         ax.set_ylim(bottom=min(float(np.nanmin(v[:, 1:])) for v in values))
-    row[-1].legend(frameon=False, fontsize=8)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    row[-1].legend(frameon=False, fontsize=8, **beside)
   return figure
 
 

@@ -26,8 +26,11 @@ from mbf_optax._linalg.statistics import (
 from mbf_optax._linalg.sweep import padded_order
 from mbf_optax._tree.shapes import Array, Bool, Float, Int
 
-_NEARBY = 0.1
-"""Share of an order that padding may add, so that fewer orders have to be compiled."""
+_NEARBY, _NEARBY_IF_SMALL, _SMALL = 0.1, 0.25, 128
+"""Share of an order that padding may add, so that fewer orders have to be compiled.
+
+Work grows with the cube of the order, and orders of up to 128 have little of it.
+"""
 
 
 class Matrices(NamedTuple):
@@ -147,7 +150,8 @@ def _leaders(orders: Sequence[int]) -> dict[int, int]:
   leader = 0
   for n in sorted(set(orders), reverse=True):
     order = padded_order(n)
-    if order < (1 - _NEARBY) * leader or not leader:
+    nearby = _NEARBY_IF_SMALL if leader <= _SMALL else _NEARBY
+    if order < (1 - nearby) * leader or not leader:
       leader = order
     found[n] = leader
   return found

@@ -104,6 +104,13 @@ def test_orders_that_hardly_differ_share_a_program():
   assert found[0].parts[0].statistics.shape == (3, 129, 129)
 
 
+def test_small_orders_share_a_program_more_often():
+  """Those of a ResNet's convolutions."""
+  layers = [whole(n) for n in (116, 96, 72, 64, 32, 27, 16)]
+  found = groups.groups_of(layers, part_of_matrices)
+  assert members(found) == [[(0, 1)], [(2, 3)], [(4, 5)], [(6,)]]
+
+
 def by_mean(spectrum):
   """Numbers that tell who asked: from a mean diagonal, an order and sharers."""
   order, sharers = (jnp.asarray(v, jnp.float32) for v in spectrum[1:3])

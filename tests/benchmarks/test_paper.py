@@ -79,6 +79,26 @@ def test_the_page_says_what_an_epoch_at_the_papers_scale_came_to():
     assert f"| {name:19} | {loss:<27.2f} | {accuracy:.1f} %" in page
 
 
+def test_the_readme_says_what_the_small_resnet_came_to():
+  kept = json.loads((RESULTS / "cnn.json").read_text())["resnet"]
+
+  def percent(name):
+    final = [seed[-1] for seed in kept[name]["metrics"]["test accuracy"]]
+    return f"{100 * np.mean(final):.1f}"
+
+  said = f"`mbf_adam` has {percent('mbf_adam')} % of the held-out images, muon"
+  said += (
+    f" {percent('muon')}, SOAP {percent('soap')}, Adam {percent('adam')}, and K-FAC"
+  )
+  said += ", at seven times the time a step"
+  said += f", {percent('kfac, convolutions (1, 2)')} ("
+  assert said in (RESULTS.parents[2] / "README.md").read_text()
+  seconds = [
+    kept[name]["seconds a step"] for name in ("kfac, convolutions (1, 2)", "mbf_adam")
+  ]
+  assert seconds[0] / seconds[1] == pytest.approx(7, abs=0.5)
+
+
 def test_records_of_different_tasks_make_one_page(tmp_path):
   whole = json.loads((RESULTS / "sequence.json").read_text())
   facts = whole.pop("facts")

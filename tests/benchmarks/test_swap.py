@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
 
 pytestmark = pytest.mark.promotes
 
+RESULTS = pathlib.Path(command.__file__).parent / "results"
 QUICK = {"xla_backend_optimization_level": 0}  # a third of the time to compile
 
 
@@ -134,6 +136,37 @@ def test_command_writes_all(tmp_path, monkeypatch, capsys):
   command.main(["report", *out])
   assert (tmp_path / "swap.md").read_text() in printed
   assert (tmp_path / "swap.png").exists()
+
+
+def test_the_readme_has_the_numbers_of_the_page():
+  page = (RESULTS / "swap.md").read_text().split("\n## ")
+  steps, seconds, first = page[:3]
+
+  def cells(section, row):
+    (line,) = (line for line in section.splitlines() if line.startswith(row))
+    numbers = [cell.strip(" *") for cell in line.split("|")]
+    return numbers[5:-1]
+
+  mean = "| geometric mean "
+  rows = {
+    "| 8 held-out problems": cells(steps, f"{mean}        | held out"),
+    "| 10 problems": cells(steps, f"{mean}        | tuning"),
+    "| worst of all": cells(steps, "| worst"),
+    "| training loss of the first": cells(first, f"{mean}        | all"),
+    "| all 18": cells(seconds, f"{mean}        | all"),
+  }
+  readme = (RESULTS.parents[2] / "README.md").read_text()
+  for start, expected in rows.items():
+    (line,) = (line for line in readme.splitlines() if line.startswith(start))
+    assert [cell.strip(" *") for cell in line.split("|")[2:-1]] == expected
+  problems = [
+    line for line in seconds.splitlines() if line[2:].split(" ")[0] in PROBLEMS
+  ]
+  ratios = [float(cells(line, "|")[0].split()[0]) for line in problems]
+  bold = sum(line.split("|")[5].strip().startswith("**") for line in problems)
+  said = f"behind on {sum(ratio > 1 for ratio in ratios)} of the 18, on {bold} of them"
+  said += f" by more than two standard errors, up to {max(ratios):.1f} times"
+  assert said in readme
 
 
 def test_nothing_to_report(tmp_path):
