@@ -89,7 +89,7 @@ def flax_partition(
     >>> for r in partition({"Conv_0": {"bias": bias, "kernel": kernel}}):
     ...   print(r.path, r.layer.estimator, r.blocks, r.block_size)
     Conv_0/bias inverse 32 1
-    Conv_0/kernel full 512 9
+    Conv_0/kernel auto 512 9
   """
   conventions = (_FLAX, _HAIKU, _EQUINOX, ByShape(_FLAX, outputs_first=False))
   choices = Choices.checked(dense, rank, full_limit, block_limit, overrides)
