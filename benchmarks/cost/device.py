@@ -163,9 +163,9 @@ def _update_step(tx: optax.GradientTransformation, carry: tuple) -> tuple:
 def _bytes_moved(start: Callable[[], tuple[Any, Any, Any]]) -> int:
   """Gradients and inverses are read alone, updates written alone, all else both."""
   gradient, state, _ = jax.eval_shape(start)
-  (layer,) = state.curvature.values()
   floats = [leaf.size for leaf in jax.tree.leaves((gradient, state))]
-  read_alone = sum(leaf.size for leaf in jax.tree.leaves(layer.inverse))
+  kept = jax.tree_util.tree_leaves_with_path(state.curvature)
+  read_alone = sum(leaf.size for path, leaf in kept if path[-1].name == "inverse")
   return 4 * (2 * (sum(floats) - read_alone) + read_alone)
 
 

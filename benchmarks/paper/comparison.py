@@ -119,7 +119,8 @@ class Session:
     text = json.dumps(told, sort_keys=True, default=list)
     tag = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{task.name}-{label}-{tag}".replace(" ", "_")
-    folder = folder / self.options.scale / name
+    half = "bfloat16" if self.options.bfloat16 else ""
+    folder = folder / self.options.scale / half / name
     if folder in self._folders:
       raise ValueError(f"{task.name}, {label}: two trainings would share {folder}.")
     self._folders.add(folder)
@@ -262,13 +263,20 @@ def _known(
   """The outcomes of a task in the record that the options name.
 
   Raises:
-    ValueError: if it lacks the task, or has other numbers of steps.
+    ValueError: if it lacks the task, or has other numbers of steps or precision.
   """
   if options.known is None:
     return {}
   record = json.loads(options.known.read_text())
   if name not in record:
     raise ValueError(f"--known: {options.known} has no {name}; name others by --only")
+  is_half = "--bfloat16" in record.get("facts", {}).get("command", "")
+  if is_half != options.bfloat16:
+    made = "with" if is_half else "without"
+    raise ValueError(
+      f"--known: {options.known} was made {made} --bfloat16; say so here too, or give"
+      " another record"
+    )
   kept = restored(record[name])
   found = {key: kept[key] for key in optimizers if key in kept}
   for key, outcome in found.items():

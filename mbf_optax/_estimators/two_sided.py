@@ -1,4 +1,4 @@
-"""The ``two_sided`` estimator: matrices of a dense layer's inputs and of its outputs.
+"""The ``two_sided`` estimator: matrices of a layer's inputs and of its outputs.
 
 The inputs' matrix is that of ``shared``: the mean over the outputs of the inputs' outer
 products. The outputs' matrix is the mean over the inputs of the outputs' outer

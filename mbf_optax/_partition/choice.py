@@ -7,7 +7,8 @@ from mbf_optax._partition.bounds import FULL_BLOCK, within_bounds
 from mbf_optax._partition.layer import EstimatorName, Layer, Reading
 
 LEAST_OUTPUTS = 5
-"""Dense layers of fewer outputs are Adam's under ``mbf_adam``."""
+"""Dense layers of fewer outputs are Adam's under ``mbf_adam``, convolutions' blocks are
+their kernels."""
 
 BLOCK_LIMIT = 128
 """Where ``mbf_adam`` cuts wide layers at the latest. Smaller matrices are cheaper, and
@@ -39,7 +40,9 @@ def for_mbf_adam(reading: Reading) -> list[Reading]:
     limit = min(neurons.layer.block_limit, BLOCK_LIMIT)
     return [_chosen(neurons, "two_sided", limit)]
   if reading.layer.channel_axes:
-    return for_mbf(reading)
+    limit = min(reading.layer.block_limit, BLOCK_LIMIT)
+    layer = dataclasses.replace(reading.layer, block_limit=limit)
+    return for_mbf(reading._replace(layer=layer))
   return _single_elements(reading)
 
 
@@ -57,7 +60,7 @@ def _neurons(reading: Reading) -> Reading:
   """The reading, with all that feeds an output channel of a convolution in one block.
 
   The matrix of all its inputs, which all neurons share, learns more than a matrix for
-  every kernel, and holds less.
+  every kernel, and mostly holds less: not with few output channels or one of input.
   """
   axes = tuple(sorted(reading.layer.block_axes + reading.layer.channel_axes))
   layer = dataclasses.replace(reading.layer, block_axes=axes, channel_axes=())

@@ -43,10 +43,13 @@ class Layer:
     joins_bias: whether the layer's bias, if it has one, is the last element of the
       block of its neuron.
     rank: number of gradients that ``"low_rank"`` keeps.
-    full_limit: largest block for which ``"auto"`` may keep a matrix for every block.
+    full_limit: largest block for which ``"auto"`` may keep a matrix for every block;
+      36 with channel axes.
     block_limit: largest number of inputs (or outputs) that one matrix of ``"shared"``
       and ``"two_sided"`` spans, beside a bias; wider layers are cut into equal parts
-      with a matrix each. Under ``"auto"`` :func:`mbf_adam` cuts at 128 at the latest.
+      with a matrix each. Under ``"auto"`` :func:`mbf_adam` cuts at 128 at the latest,
+      and a limit of up to 1024 is lowered where matrices would hold more than 40 floats
+      a parameter.
     channel_axes: the axes of a convolution's input channels, under ``"auto"``. They
       count blocks, one for each kernel; where an optimizer takes two sides, a block
       spans them too and is all that feeds one output channel. Negative ones count from
@@ -96,6 +99,11 @@ class Layer:
         f"mbf_optax.Layer: the estimator {self.estimator!r} reads element by element"
         f" and takes no block axes, got {self.block_axes}; leave them out, or take"
         ' another estimator such as "full".'
+      )
+    if self.channel_axes and self.joins_bias:
+      raise ValueError(
+        f"mbf_optax.Layer: with channel axes {self.channel_axes} a block may be one"
+        " kernel, and no bias belongs to one; give joins_bias=False."
       )
     if self.channel_axes and not self.is_open:
       raise ValueError(

@@ -166,8 +166,9 @@ class NamedPartition:
     """One block per kernel of a convolution, or per neuron, over inputs and offsets."""
     stack, offsets = geometry.stack_axes, math.prod(shape[a] for a in geometry.spatial)
     if asked == "conv" or (asked != "dense" and 1 < offsets < PATCH):
-      axes = geometry.spatial, geometry.inputs
-      return self.choices.convolution(*axes, stack, shape, asked)
+      return self.choices.convolution(
+        geometry.spatial, geometry.inputs, stack, shape, asked
+      )
     axes = tuple(sorted(geometry.spatial + geometry.inputs))
     return self.choices.neurons(axes, stack, shape, asked)
 

@@ -159,7 +159,8 @@ class Choices:
     """
     offsets = math.prod(shape[axis] for axis in spatial)
     of_kernels: EstimatorName = "full" if offsets <= FULL_BLOCK else "shared"
-    estimator = _NAMED.get(asked, "auto" if asked is None else of_kernels)
+    is_open = asked is None and bool(channels)
+    estimator = _NAMED.get(asked, "auto" if is_open else of_kernels)
     layer = Layer(spatial, estimator, stack, joins_bias=False)
     if estimator == "auto":  # bounded when it is known whether blocks span channels
       return self._asked(dataclasses.replace(layer, channel_axes=channels))
@@ -173,9 +174,9 @@ class Choices:
 
   def _asked(self, layer: Layer) -> Layer:
     """The layer with the rank and the limits that were asked for."""
-    limits = {
-      "rank": self.rank,
-      "full_limit": self.full_limit,
-      "block_limit": self.block_limit,
-    }
-    return dataclasses.replace(layer, **limits)
+    return dataclasses.replace(
+      layer,
+      rank=self.rank,
+      full_limit=self.full_limit,
+      block_limit=self.block_limit,
+    )

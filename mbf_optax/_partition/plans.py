@@ -131,8 +131,7 @@ class Planner:
     alike = {axis for path, axis in self.stacks if path == plan.path}
     stack = tuple(sorted(alike - {*use.inputs, *use.spatial} | {*use.stack}))
     if asked == "conv" or (use.kind == "convolution" and asked != "dense"):
-      axes = use.spatial, use.inputs
-      return self.choices.convolution(*axes, stack, plan.shape, asked)
+      return self.choices.convolution(use.spatial, use.inputs, stack, plan.shape, asked)
     axes = use.inputs
     if use.kind != "upsampling":
       axes = tuple(sorted(use.inputs + use.spatial))

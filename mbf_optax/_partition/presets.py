@@ -59,8 +59,10 @@ def flax_partition(
       parameter; more than 1024 is taken as it is.
     overrides: pairs of a regular expression, searched for in the weight's path, and
       what to read it as: a :class:`Layer`, or one of ``"auto"``, ``"full"``,
-      ``"shared"``, ``"two_sided"``, ``"low_rank"`` (the same blocks with that
-      estimator), ``"conv"`` (one block per kernel, also where a kernel has one offset),
+      ``"shared"``, ``"low_rank"`` (the same blocks with that estimator),
+      ``"two_sided"`` (likewise; of a convolution one block per output channel),
+      ``"conv"`` (one block per kernel, also under :func:`mbf_adam` and where a kernel
+      has one offset),
       ``"dense"`` (all axes but the last are inputs) and ``"rms"`` (element by element).
       The first match wins. One that matches nothing is an error, except in a tree of
       which ``optax.masked`` or ``optax.partition`` hide a part.

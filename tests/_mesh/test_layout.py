@@ -35,7 +35,8 @@ BLOCK_AXIS = {
     "up/kernel/statistics": 1,
   },
   "mbf_adam": {
-    "conv/kernel/statistics": 2,
+    "conv/kernel/inputs/statistics": 1,
+    "conv/kernel/outputs/statistics": 1,
     "cut/kernel/statistics": 0,
     "down/kernel/inputs/statistics": 1,
     "down/kernel/outputs/statistics": 1,
@@ -57,7 +58,7 @@ MESH_AXIS = {"data": None, "fsdp": "x", "tensor": "y"}
 # What keeps a matrix: packed triangles, one of each block, shared by a layer.
 MATRICES = {
   "mbf": [[45, 8, 16], [45, 16], [16, 72, 72], [16, 3, 65], [6, 16], [264, 264]],
-  "mbf_adam": [[45, 8, 16], [45, 16], [16, 72, 72], [512, 512], [264, 264]],
+  "mbf_adam": [[1, 72, 72], [45, 16], [16, 72, 72], [512, 512], [264, 264]],
 }
 
 

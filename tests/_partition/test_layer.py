@@ -11,6 +11,10 @@ from mbf_optax._partition.layer import Bias, Layer, read
 PARAMS = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 
 
+def open_to(*channel_axes):
+  return Layer((0,), "auto", joins_bias=False, channel_axes=channel_axes)
+
+
 def refused(*parts):
   """A ``ValueError`` whose message has all the parts, in this order."""
   return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, parts)))
@@ -35,7 +39,9 @@ def test_axes_that_do_not_go_with_the_estimator():
   with refused("'full'", "block_axes"):
     Layer()
   with refused("channel axes (2,)", "'shared'", "block_axes"):
-    Layer((0, 1), "shared", channel_axes=(2,))
+    Layer((0, 1), "shared", joins_bias=False, channel_axes=(2,))
+  with refused("channel axes (2,)", "joins_bias=False"):
+    Layer((0, 1), "auto", channel_axes=(2,))
 
 
 @pytest.mark.parametrize("name", ["block_axes", "stack_axes", "channel_axes"])
@@ -62,8 +68,8 @@ def test_blocks_without_elements(shape, estimator):
     (Layer((0,), stack_axes=(0,)), ("(3, 2)", "(0,)", "stacked", "(0,)")),
     (Layer((0,), stack_axes=(-2,)), ("(3, 2)", "(0,)", "stacked", "(-2,)")),
     (Layer((0,), stack_axes=(2,)), ("(3, 2)", "stacked", "(2,)", "-2 to 1")),
-    (Layer((0,), "auto", channel_axes=(2,)), ("(3, 2)", "channel", "(2,)", "-2 to 1")),
-    (Layer((0,), "auto", channel_axes=(-2,)), ("block", "(0,)", "channel", "(-2,)")),
+    (open_to(2), ("(3, 2)", "channel", "(2,)", "-2 to 1")),
+    (open_to(-2), ("block", "(0,)", "channel", "(-2,)")),
     (Layer((1,)), ("Dense_0/bias", "(2,)", "(3,)", "joins_bias=False")),
   ],
   ids=str,
@@ -82,7 +88,7 @@ def test_axes_are_made_non_negative_and_sorted():
   assert (reading.counted_axes, reading.batch_shape) == ((2,), (2, 4))
   assert (reading.blocks, reading.blocks_per_layer, reading.block_size) == (8, 4, 15)
   assert reading.stack_shape == (2,)
-  layer = Layer((0,), "auto", (1,), channel_axes=(-1, -2))
+  layer = Layer((0,), "auto", (1,), joins_bias=False, channel_axes=(-1, -2))
   assert read("kernel", (3, 2, 4, 5), layer).layer.channel_axes == (2, 3)
 
 

@@ -216,6 +216,9 @@ def test_what_a_record_has_is_timed_again_and_not_trained(task, tmp_path):
   stopped = options._replace(steps=3)
   with pytest.raises(ValueError, match=r"--known: curves, adam has .* and 3 here"):
     run(stopped, tasks={"curves": task}, optimizers={"curves": both})
+  half = options._replace(bfloat16=True)
+  with pytest.raises(ValueError, match=r"--known: .* was made without --bfloat16"):
+    run(half, tasks={"curves": task}, optimizers={"curves": both})
   with pytest.raises(ValueError, match=r"kept\.json has no faces"):
     run(options, tasks={"faces": task}, optimizers={"faces": both})
 

@@ -53,16 +53,19 @@ def task():
 )
 def test_optimizers_that_the_quick_scale_leaves_out_take_their_settings(optimizers):
   """Traced, as in a training, but not compiled."""
-  params = {"Dense_0": {"bias": jnp.zeros(5), "kernel": jnp.zeros((4, 5))}}
+  dense = {"Dense_0": {"bias": jnp.zeros(5), "kernel": jnp.zeros((4, 5))}}
+  both = {**dense, "Conv_0": {"kernel": jnp.zeros((3, 3, 2, 5))}}
   factors = {"Dense_0": Factors(jnp.eye(5), jnp.eye(5))}
 
-  def updated(build, setting):
+  def updated(params, build, setting):
     tx = optax.with_extra_args_support(build(**setting))
     return tx.update(params, tx.init(params), params, factors=factors)[0]
 
   for name, optimizer in optimizers.items():
     setting = {key: jnp.float32(value) for key, value in optimizer.settings[0].items()}
-    found = jax.eval_shape(functools.partial(updated, optimizer.build), setting)
+    params = both if name.endswith("by kernel") else dense
+    update = functools.partial(updated, params, optimizer.build)
+    found = jax.eval_shape(update, setting)
     shapes = jax.tree.map(jnp.shape, found)
     assert shapes == jax.tree.map(jnp.shape, params), name
 
