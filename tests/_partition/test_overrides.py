@@ -63,6 +63,11 @@ def test_a_layer_takes_the_rank_and_the_limits_asked_for():
   assert kernels == Layer((0,), "auto", joins_bias=False, channel_axes=(1,), **limits)
 
 
+def test_kernels_without_an_axis_of_channels_are_blocks_for_every_optimizer():
+  layer = choices().convolution((0, 1), (), (), (6, 6, 9), None)
+  assert (layer.estimator, layer.block_axes) == ("full", (0, 1))
+
+
 @pytest.mark.parametrize(("asked", "kept"), [(1024, 34), (1025, 1025)])
 def test_a_limit_is_lowered_for_few_outputs_unless_it_is_wider_than_the_default(
   asked, kept
