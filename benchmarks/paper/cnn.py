@@ -153,7 +153,7 @@ def published(network: str) -> dict[str, list[Setting]]:
     name: [{"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}]
     for name, best in PAPER[network].items()
   }
-  return found | {"mbf_adam": found["adam"]}
+  return found | dict.fromkeys(("mbf_adam", "mbf_adam, by kernel"), found["adam"])
 
 
 def _quick() -> dict[str, list[Setting]]:

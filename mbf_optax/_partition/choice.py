@@ -26,24 +26,23 @@ _NOT_OF_MBF_ADAM = {"low_rank": 'use "shared" with a smaller block_limit, or mbf
 def for_mbf(reading: Reading) -> list[Reading]:
   """A matrix for every block while blocks are small, one for all of them otherwise."""
   _check("mbf", reading, _NOT_OF_MBF)
-  layer = reading.layer
-  most = FULL_BLOCK if layer.channel_axes else layer.full_limit
+  most = FULL_BLOCK if reading.layer.channel_axes else reading.layer.full_limit
   is_small = reading.block_size <= most
-  return [_chosen(reading, "full" if is_small else "shared", layer.block_limit)]
+  return [_chosen(reading, "full" if is_small else "shared")]
 
 
 def for_mbf_adam(reading: Reading) -> list[Reading]:
   """Matrices on both sides of neurons that fill them, kernels or elements otherwise."""
   _check("mbf_adam", reading, _NOT_OF_MBF_ADAM)
+  if not reading.layer.is_open:
+    return [reading]
+  limit = min(reading.layer.block_limit, BLOCK_LIMIT)
+  layer = dataclasses.replace(reading.layer, block_limit=limit)
+  reading = reading._replace(layer=layer)
   neurons = _neurons(reading)
-  if not reading.layer.is_open or _fills_matrices(neurons):
-    limit = min(neurons.layer.block_limit, BLOCK_LIMIT)
-    return [_chosen(neurons, "two_sided", limit)]
-  if reading.layer.channel_axes:
-    limit = min(reading.layer.block_limit, BLOCK_LIMIT)
-    layer = dataclasses.replace(reading.layer, block_limit=limit)
-    return for_mbf(reading._replace(layer=layer))
-  return _single_elements(reading)
+  if _fills_matrices(neurons):
+    return [_chosen(neurons, "two_sided")]
+  return for_mbf(reading) if layer.channel_axes else _single_elements(reading)
 
 
 def _check(optimizer: str, reading: Reading, missing: Mapping[str, str]) -> None:
@@ -73,13 +72,11 @@ def _fills_matrices(reading: Reading) -> bool:
   return inputs > 1 and outputs >= LEAST_OUTPUTS and inputs <= MOST_INPUTS * outputs
 
 
-def _chosen(reading: Reading, estimator: EstimatorName, limit: int) -> Reading:
-  """The reading with an estimator where it names none, its matrices cut at a limit."""
+def _chosen(reading: Reading, estimator: EstimatorName) -> Reading:
+  """The reading with an estimator where it names none, its matrices within bounds."""
   if not reading.layer.is_open:
     return reading
-  layer = dataclasses.replace(
-    reading.layer, estimator=estimator, block_limit=limit, channel_axes=()
-  )
+  layer = dataclasses.replace(reading.layer, estimator=estimator, channel_axes=())
   return reading._replace(layer=within_bounds(layer, reading.shape))
 
 

@@ -165,7 +165,7 @@ class NamedPartition:
   ) -> Layer:
     """One block per kernel of a convolution, or per neuron, over inputs and offsets."""
     stack, offsets = geometry.stack_axes, math.prod(shape[a] for a in geometry.spatial)
-    if asked == "conv" or (asked != "dense" and 1 < offsets < PATCH):
+    if asked == "conv" or 1 < offsets < PATCH:
       return self.choices.convolution(
         geometry.spatial, geometry.inputs, stack, shape, asked
       )
