@@ -230,9 +230,9 @@ def test_published_settings_are_trained_as_long_as_in_the_paper():
   assert epochs == {name: 100 if name in shorter else 200 for name in found}
   assert not any(o.has_choice for o in found.values())
   assert found["mbf_adam"].settings == found["adam"].settings
+  params = {"Conv_0": {"kernel": np.ones((2, 3, 4, 5))}}
   for name, optimizer in found.items():
-    state = optimizer.build(**optimizer.settings[0]).init({"w": np.ones((2, 3, 4, 5))})
-    assert state, name
+    assert optimizer.build(**optimizer.settings[0]).init(params), name
 
 
 def adams(*rates):
