@@ -1,6 +1,7 @@
 """How costs are kept and written down."""
 
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,7 @@ def environment() -> dict[str, Any]:
     "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "optax")},
     "python": platform.python_version(),
     "device": jax.devices()[0].device_kind,
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
   }
 
 

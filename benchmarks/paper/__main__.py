@@ -10,6 +10,7 @@ Text, numbers and pictures go to results/paper/NAME.md, .json and .png.
 import argparse
 import importlib
 import json
+import os
 import pathlib
 import platform
 import shlex
@@ -198,7 +199,14 @@ def _facts(name: str, options: Options, seconds: float) -> dict[str, str]:
     "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
     "time": f"{seconds / 60:.1f} minutes",
+    **_flags(),
   }
+
+
+def _flags() -> dict[str, str]:
+  """XLA's flags, if there are any: they decide what a step takes on a GPU."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  return {"XLA_FLAGS": f"`{flags}`"} if flags else {}
 
 
 if __name__ == "__main__":

@@ -124,8 +124,7 @@ class Session:
     if folder in self._folders:
       raise ValueError(f"{task.name}, {label}: two trainings would share {folder}.")
     self._folders.add(folder)
-    interval = 600 if self.options.scale == "paper" else 60
-    checkpoint = Checkpoint(folder, self.options.resume, interval)
+    checkpoint = Checkpoint(folder, self.options.resume)
     return train(task, optimizer, bar=self.bar, checkpoint=checkpoint, **arguments)
 
 

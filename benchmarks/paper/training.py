@@ -25,6 +25,10 @@ from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
 
+LONGEST = 1_000
+"""Steps of a chunk: on a GPU it is one call, and what a cut-off machine loses."""
+
+
 class Runs(NamedTuple):
   """Trainings of one optimizer.
 
@@ -96,8 +100,9 @@ def train(
     seeds: of the first parameters, the order of the data and everything random.
     points: how many times metrics are taken after the first time, at the start, evenly
       spaced.
-    chunks: parts of equal length of what lies between two points; one is compiled, and
-      a checkpoint may follow each.
+    chunks: parts of equal length, at least, of what lies between two points, more if
+      they are longer than ``LONGEST`` steps; one is compiled, and a checkpoint may
+      follow each.
     bar: a progress bar that is advanced by one for a step of a run.
     checkpoint: where to save after chunks, and whether to resume from there.
 
@@ -107,6 +112,7 @@ def train(
   settings = list(optimizer.settings if settings is None else settings)
   trainer = Trainer(task, optimizer, settings, seeds)
   steps = optimizer.steps_of(task)
+  chunks = max(chunks, math.ceil(steps / (points * LONGEST)))
   length = math.ceil(steps / (points * chunks))
   ends = [*range(0, steps, length), steps]
   at = ends[:-1:chunks] + ends[-1:]

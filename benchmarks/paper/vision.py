@@ -1,5 +1,6 @@
 """The image classifiers of the CNN experiments: how long each method trains them."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -112,7 +113,10 @@ def task(name: str, options: Options) -> Task:
   augment = functools.partial(data.augment, pad=2 if plan.half else 4)
   dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
   task = classification(name, plan.model, images, _BATCH, steps, augment, dtype)
-  return whole_pass(task) if options.scale == "paper" else task
+  if options.scale != "paper":
+    return task
+  # Table 8's accuracies are of all test images.
+  return dataclasses.replace(whole_pass(task), evaluated=len(images.x_test))
 
 
 def lengths(name: str, scale: Scale) -> Lengths:

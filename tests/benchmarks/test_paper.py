@@ -79,6 +79,21 @@ def test_the_page_says_what_an_epoch_at_the_papers_scale_came_to():
     assert f"| {name:19} | {loss:<27.2f} | {accuracy:.1f} %" in page
 
 
+@pytest.mark.parametrize("name", ["adam", "mbf"])
+def test_the_page_says_what_the_papers_resnet_came_to(name):
+  path = RESULTS / "paper_scale" / "resnet32.json"
+  kept = json.loads(path.read_text())["resnet"]
+  (found,) = [outcome for key, outcome in kept.items() if key.split()[0] == name]
+  epochs = [round(step / 351) for step in found["steps"]]
+  assert epochs == list(range(0, 20 * len(epochs), 20))
+  (line,) = re.findall(
+    rf"^\| {name} +\|([ .\d|]+)\|$", (RESULTS / "cnn.md").read_text(), re.MULTILINE
+  )
+  said = [float(cell) for cell in line.split("|") if cell.strip()]
+  accuracies = found["metrics"]["test accuracy"][0][1:]
+  np.testing.assert_allclose(said, [100 * a for a in accuracies], atol=0.051)
+
+
 def test_the_readme_says_what_the_small_resnet_came_to():
   kept = json.loads((RESULTS / "cnn.json").read_text())["resnet"]
 

@@ -13,6 +13,7 @@ from benchmarks.paper import (
   comparison,
   problems,
   steps,
+  training,
 )
 from benchmarks.paper.checkpoints import Checkpoint
 from benchmarks.paper.experiment import Options
@@ -120,6 +121,20 @@ def test_chunks_between_points_change_nothing(task):
     for name, values in runs.metrics.items():
       assert np.isfinite(values).all()
       np.testing.assert_allclose(values[..., -1], whole.final(name), rtol=1e-6)
+
+
+def test_no_chunk_is_longer_than_what_may_be_lost(task, monkeypatch):
+  lengths, advance = [], training.Trainer.advance
+
+  def recorded(trainer, carry, done, count):
+    lengths.append(count)
+    return advance(trainer, carry, done, count)
+
+  monkeypatch.setattr(training.Trainer, "advance", recorded)
+  monkeypatch.setattr(training, "LONGEST", 3)
+  runs = train(task, Optimizer(optax.adam, [{"learning_rate": 1e-3}]), points=2)
+  assert lengths == [2, 2, 2, 2]
+  assert list(runs.at) == [0, 4, 8]
 
 
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(task):
