@@ -24,7 +24,6 @@ from benchmarks.paper.methods import Gradient, Optimizer, Setting
 from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
-
 LONGEST = 1_000
 """Steps of a chunk: on a GPU it is one call, and what a cut-off machine loses."""
 
