@@ -29,7 +29,7 @@ from benchmarks.paper.report import plain
 matplotlib.use("agg")
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
-STUDIES = ("cosine", "heatmaps", "theorem")  # whose records make no report again
+STUDIES = ("cosine", "heatmaps", "theorem")  # which compare no trainings
 SWEEPS = ("graft", "sensitivity")  # which train outside of comparisons too
 SUPPORT = ("apart", "checkpoints", "comparison", "curves", "data", "experiment")
 SUPPORT += ("exponents", "measure", "methods", "optimizers", "problems", "report")
@@ -103,7 +103,7 @@ def parse(arguments: list[str] | None = None) -> Arguments:
     help="make text and pictures of earlier runs' records, each of other tasks",
   )
   values = vars(parser.parse_args(arguments))
-  without = dict.fromkeys(("optimizers", "only", "kept"), STUDIES)
+  without = dict.fromkeys(("optimizers", "only"), STUDIES)
   without |= dict.fromkeys(("seeds", "steps", "known"), (*STUDIES, *SWEEPS))
   for option, refusing in without.items():
     if values[option] is not None and values["name"] in refusing:

@@ -9,6 +9,7 @@ are shown, and the other methods' are searched for the largest cosine.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import matplotlib.figure
@@ -22,7 +23,15 @@ from benchmarks.paper.comparison import session
 from benchmarks.paper.experiment import Options, Report
 from benchmarks.paper.heatmaps import small_data
 from benchmarks.paper.methods import Optimizer
-from benchmarks.paper.report import COLORS, axes, curve, smooth, table
+from benchmarks.paper.report import (
+  COLORS,
+  axes,
+  curve,
+  plain,
+  rounded,
+  smooth,
+  table,
+)
 from benchmarks.paper.studies.following import Company, Method, Path, follower
 from benchmarks.paper.studies.networks import SmallNetwork
 
@@ -64,8 +73,11 @@ SIZES = {
 
 
 BATCH, EXAMPLES = "the mini-batch's gradient", "every example's gradient"
-Paths = dict[float, Path]
-"""By BDF's damping."""
+Means = Mapping[str, list[float]]
+"""Of cosines over the steps, one for each middle layer, by method."""
+Kept = Mapping[str, Any]
+"""What is kept of a path: BDF's rate, its last loss, and means of cosines."""
+EVERY = 5  # steps between those of the picture
 
 
 def run(options: Options) -> Report:
@@ -76,7 +88,7 @@ def run(options: Options) -> Report:
   task = tasks.classification("mnist", network, digits, size.batch, size.steps)
   middle = [f"Dense_{i}" for i in range(1, len(size.widths) - 1)]
   rates = _search(task, size, options)
-  kinds: dict[str, Paths] = {}
+  kinds: dict[str, dict[float, Path]] = {}
   for kind, build in ((BATCH, gather), (EXAMPLES, gather_by_examples)):
     follow = follower(task, functools.partial(build, size=size), middle)
     kinds[kind] = {damping: follow(damping, rate) for damping, rate in rates.items()}
@@ -92,7 +104,16 @@ def run(options: Options) -> Report:
     for kind, paths in kinds.items()
   }
   lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
-  return Report(_text(kinds, rates), record, {"cosine": _figure(lowest)})
+  drawn = {name: _thinned(values) for name, values in lowest.cosines.items()}
+  picture = {"layers": lowest.layers, "every": EVERY, "cosines": drawn}
+  return of_record(plain({**record, "picture": picture}))
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of paths that were kept."""
+  kinds = {kind: record[kind] for kind in (BATCH, EXAMPLES)}
+  figure = _figure(record["picture"], _lowest(kinds[EXAMPLES])["mean cosines"])
+  return Report(_text(kinds), dict(record), {"cosine": figure})
 
 
 def bdf(damping: Any, rank: int) -> optax.GradientTransformation:
@@ -170,7 +191,12 @@ def _means(path: Path) -> dict[str, list[float]]:
   }
 
 
-def _best_of(means: dict[str, list[float]]) -> dict[str, str]:
+def _thinned(cosines: np.ndarray) -> np.ndarray:
+  """``(layers, points)``: running means, some of them."""
+  return rounded(smooth(cosines.T)[:, ::EVERY], 3)
+
+
+def _best_of(means: Means) -> dict[str, str]:
   """The name of the damping with the largest cosine, by method."""
   best: dict[str, str] = {}
   for name, layers in means.items():
@@ -186,61 +212,71 @@ def _last_loss(path: Path) -> float:
   return loss if np.isfinite(loss) else np.inf
 
 
-def _text(kinds: dict[str, Paths], rates: dict[float, float]) -> str:
+def _lowest(paths: Mapping[str, Kept]) -> Kept:
+  """The path with the lowest last loss; one that is not finite was kept as null."""
+  ended = [path for path in paths.values() if path["last loss"] is not None]
+  return min(ended or paths.values(), key=lambda path: path["last loss"] or np.inf)
+
+
+def _text(kinds: Mapping[str, Mapping[str, Kept]]) -> str:
   parts = [
     "Mean cosine with BDF over the middle layers after the first tenth of the steps, by"
     f" BDF's damping: with MBF at BDF's own damping, KFAC at {KFAC:g} and Shampoo at"
     f" {SHAMPOO:g}, and after the slash with each method at its best multiple of that.",
   ]
   for kind, paths in kinds.items():
-    parts += [f"BDF from {kind}:", _damping_table(paths, rates)]
-  lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
+    parts += [f"BDF from {kind}:", _damping_table(paths)]
   parts += [
     f"BDF from {EXAMPLES}, at its damping of the lowest loss, layer by layer (the"
     " picture):",
-    _layer_table(lowest),
+    _layer_table(_lowest(kinds[EXAMPLES])["mean cosines"]),
   ]
   return "\n\n".join(parts)
 
 
-def _damping_table(paths: Paths, rates: dict[float, float]) -> str:
-  columns = {damping: _means(path) for damping, path in paths.items()}
-  best = {damping: _best_of(means) for damping, means in columns.items()}
+def _damping_table(paths: Mapping[str, Kept]) -> str:
+  means = [path["mean cosines"] for path in paths.values()]
+  best = [_best_of(found) for found in means]
+  losses = [path["last loss"] for path in paths.values()]
   rows = [
-    ["BDF's learning rate", *(f"{rates[damping]:g}" for damping in paths)],
-    ["BDF's last loss", *(f"{_last_loss(path):.3f}" for path in paths.values())],
+    ["BDF's learning rate", *(f"{path['learning rate']:g}" for path in paths.values())],
+    ["BDF's last loss", *("inf" if x is None else f"{x:.3f}" for x in losses)],
   ]
-  for name in next(iter(best.values())):
+  for name in best[0]:
     row = [name]
-    for damping, means in columns.items():
-      own, searched = np.mean(means[name]), np.mean(means[best[damping][name]])
+    for found, chosen in zip(means, best, strict=True):
+      own, searched = np.mean(found[name]), np.mean(found[chosen[name]])
       row.append(f"{own:.2f} / {searched:.2f}")
     rows.append(row)
-  return table(["BDF's damping", *map("{:g}".format, columns)], rows)
+  return table(["BDF's damping", *(f"{float(d):g}" for d in paths)], rows)
 
 
-def _layer_table(path: Path) -> str:
+def _layer_table(means: Means) -> str:
   rows = [
     [name, *map("{:.2f}".format, (*layers, np.mean(layers)))]
-    for name, layers in _means(path).items()
+    for name, layers in means.items()
   ]
-  return table(["method", *map(_title, path.layers), "mean"], rows)
+  middle = range(len(next(iter(means.values()))))
+  titles = [_title(f"Dense_{1 + place}") for place in middle]
+  return table(["method", *titles, "mean"], rows)
 
 
 def _title(layer: str) -> str:
   return f"layer {int(layer.removeprefix('Dense_')) + 1}"
 
 
-def _figure(path: Path) -> matplotlib.figure.Figure:
+def _figure(picture: Mapping[str, Any], means: Means) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
-  methods = [name for name in path.cosines if "," not in name]
-  searched = _best_of(_means(path))["mbf"]
-  for column, (ax, layer) in enumerate(zip(grid.flat, path.layers, strict=False)):
+  cosines = picture["cosines"]
+  methods = [name for name in cosines if "," not in name]
+  searched = _best_of(means)["mbf"]
+  for row, (ax, layer) in enumerate(zip(grid.flat, picture["layers"], strict=False)):
     for name in dict.fromkeys([*methods, searched]):
-      values = smooth(path.cosines[name][None, :, column])
+      values = np.array(cosines[name], float)[None, row]
       style = {"linestyle": "--"} if name not in COLORS else {}
       color = COLORS[name.partition(",")[0]]
-      curve(ax, np.arange(values.shape[-1]), values, name, color, **style)
+      at = picture["every"] * np.arange(values.shape[-1])
+      curve(ax, at, values, name, color, **style)
     ax.axhspan(0.6, 0.7, color="black", alpha=0.06, linewidth=0)
     ax.set(title=_title(layer), ylim=(0, 1.02))
   for ax in grid[-1]:

@@ -5,8 +5,8 @@ the mini-blocks, against the share of its entries that they are and against othe
 partitions into blocks of about the same size.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 
 from benchmarks.paper import data, tasks
 from benchmarks.paper.experiment import Options, Report
-from benchmarks.paper.report import axes, table
+from benchmarks.paper.report import axes, plain, table
 from benchmarks.paper.studies import fisher
 from benchmarks.paper.studies.fitting import fit
 from benchmarks.paper.studies.networks import SimpleCnn, SmallNetwork
@@ -63,13 +63,27 @@ def run(options: Options) -> Report:
   """Inverse empirical Fisher matrices of the two networks."""
   size = SIZES[options.scale]
   studied = [*_small_network(options, size), *_convolutions(options, size)]
-  rows, shares = [], {}
-  for part in studied:
-    shares[part.name] = {
+  shares = {
+    part.name: {
       str(damping): _shares(part, fisher.damped_inverse(part.matrix, damping))
       for damping in DAMPINGS
     }
-    rows += _rows(part.name, shares[part.name][str(SHOWN)])
+    for part in studied
+  }
+  report = of_record(plain({"shares": shares}))
+  return report._replace(figures={"heatmaps": _figure(studied)})
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The tables of shares that were kept; the matrices of the picture are not."""
+  shares = {
+    name: {
+      damping: {partition: fisher.Share(**share) for partition, share in found.items()}
+      for damping, found in by_damping.items()
+    }
+    for name, by_damping in record["shares"].items()
+  }
+  rows = [row for name in shares for row in _rows(name, shares[name][str(SHOWN)])]
   text = (
     f"Damping of {SHOWN:g} times the mean diagonal. `weight` is the share of the sum of"
     " absolute values that lies inside the blocks, `squares` that of the squared"
@@ -80,7 +94,7 @@ def run(options: Options) -> Report:
     + "\n\nContrast of the mini-blocks against the damping:\n\n"
     + _damping_table(shares)
   )
-  return Report(text, {"shares": shares}, {"heatmaps": _figure(studied)})
+  return Report(text, dict(record), {})
 
 
 def small_data(options: Options) -> Data:

@@ -5,15 +5,15 @@ time, and what its second assumption asks of a network's width and output scale.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.figure
 import numpy as np
 
 from benchmarks.paper.experiment import Options, Report
-from benchmarks.paper.report import axes, table
+from benchmarks.paper.report import axes, plain, table
 from benchmarks.paper.studies.idealized import Case, Network, Outcome, measure
 
 LAZY = 2e7  # an output scale at which the network is close to its linearisation
@@ -59,12 +59,16 @@ def run(options: Options) -> Report:
   with jax.enable_x64(True):
     outcomes = {case.name: measure(case, size.steps) for case in named}
     sweeps = {"width": by_width(size), "output scale": by_scale(size)}
-  record = {
-    "cases": {name: _record(outcome) for name, outcome in outcomes.items()},
-    "sweeps": sweeps,
-  }
-  text = f"{_FACTS}\n\n{_table(outcomes)}\n\n{_sweep_table(sweeps)}"
-  return Report(text, record, {"theorem": _figure(outcomes, sweeps)})
+  cases_kept = {name: _record(outcome) for name, outcome in outcomes.items()}
+  return of_record(plain({"cases": cases_kept, "sweeps": sweeps}))
+
+
+def of_record(record: Mapping[str, Any]) -> Report:
+  """The report of outcomes that were kept."""
+  kept = {name: _restored(case) for name, case in record["cases"].items()}
+  sweeps = {name: Sweep(**sweep) for name, sweep in record["sweeps"].items()}
+  text = f"{_FACTS}\n\n{_table(kept)}\n\n{_sweep_table(sweeps)}"
+  return Report(text, dict(record), {"theorem": _figure(kept, sweeps)})
 
 
 def digits(examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +103,10 @@ def cases(size: Size) -> list[Case]:
     Case("n above all weights", changed(network, widths=(1,)), many_x, many_y),
     Case("equal inputs, opposite labels", network, *twins),
   ]
+
+
+Kept = dict[str, Any]
+"""An outcome's numbers, its losses thinned."""
 
 
 class Sweep(NamedTuple):
@@ -137,27 +145,27 @@ ratio of the loss to `(1 - eta)^k` times the first one (the theorem: at most 1),
 away on average, and `linear` what a linear network would lose, `1 - (1 - eta B)^2`."""
 
 
-def _table(outcomes: dict[str, Outcome]) -> str:
+def _table(cases: Mapping[str, Kept]) -> str:
   titles = ["case", "n", "B", "eta B", "lambda_0 / mean", "C on path", "C in ball"]
   titles += ["bound", "removed", "linear", "eta", "last loss / first", "holds"]
   rows = []
-  for name, outcome in outcomes.items():
-    step = outcome.learning_rate * outcome.blocks
+  for name, case in cases.items():
+    step = case["learning_rate"] * case["blocks"]
     rows.append(
       [
         name,
-        outcome.examples,
-        outcome.blocks,
+        case["examples"],
+        case["blocks"],
         f"{step:.3g}",
-        f"{outcome.smallest / outcome.mean:.1e}",
-        f"{outcome.constant:.2g}",
-        f"{outcome.ball_constant:.2g}",
-        f"{outcome.excess:.3g}",
-        f"{outcome.removed:.3g}",
+        f"{case['smallest'] / case['mean']:.1e}",
+        f"{case['constant']:.2g}",
+        f"{case['ball_constant']:.2g}",
+        f"{case['excess']:.3g}",
+        f"{case['removed']:.3g}",
         f"{1 - (1 - step) ** 2:.3g}",
-        f"{outcome.learning_rate:.2g}",
-        f"{outcome.losses[-1]:.1e}",
-        "yes" if outcome.excess <= 1 else "no",
+        f"{case['learning_rate']:.2g}",
+        f"{case['last']:.1e}",
+        "yes" if case["excess"] <= 1 else "no",
       ]
     )
   return table(titles, rows)
@@ -172,28 +180,37 @@ def _sweep_table(sweeps: dict[str, Sweep]) -> str:
   return table(["varied", "value", "C on path", "C in ball"], rows)
 
 
-def _record(outcome: Outcome) -> dict[str, object]:
+def _record(outcome: Outcome) -> Kept:
+  every = max(1, len(outcome.losses) // 200)
   return {
     **outcome._asdict(),
     "excess": outcome.excess,
     "removed": outcome.removed,
-    "losses": outcome.losses[:: max(1, len(outcome.losses) // 200)],
+    "last": outcome.losses[-1],
+    "every": every,
+    "losses": outcome.losses[::every],
   }
+
+
+def _restored(kept: Mapping[str, Any]) -> Kept:
+  """A singular Gram matrix has no constant, which was kept as null."""
+  return {name: np.nan if value is None else value for name, value in kept.items()}
 
 
 _HELD = ("the assumptions hold", "short steps", "steps of 1 / B")
 
 
 def _figure(
-  outcomes: dict[str, Outcome], sweeps: dict[str, Sweep]
+  cases: Mapping[str, Kept], sweeps: Mapping[str, Sweep]
 ) -> matplotlib.figure.Figure:
   figure, ((held, broken, needed),) = axes(1, 3, height=3.8)
-  for name, outcome in outcomes.items():
+  for name, case in cases.items():
     ax = held if name in _HELD else broken
-    (line,) = ax.plot(outcome.losses, label=name, linewidth=1.4)
-    k = np.arange(len(outcome.losses))
+    losses = np.array(case["losses"], float)  # what was not finite was kept as null
+    k = case["every"] * np.arange(len(losses))
+    (line,) = ax.plot(k, losses, label=name, linewidth=1.4)
     if ax is held:
-      bound = (1 - outcome.learning_rate) ** k
+      bound = (1 - case["learning_rate"]) ** k
       ax.plot(k, bound, color=line.get_color(), linestyle=":")
   for ax, title in (
     (held, "within the theorem (dotted: its bound)"),
