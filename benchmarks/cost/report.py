@@ -80,4 +80,5 @@ def environment() -> dict[str, Any]:
 def versions(made: Mapping[str, Any]) -> str:
   """Those of an :func:`environment`, in words."""
   packages = (f"{name} {version}" for name, version in made["versions"].items())
-  return ", ".join([*packages, f"Python {made['python']}"])
+  flags = [f"XLA_FLAGS {made['XLA_FLAGS']}"] if made.get("XLA_FLAGS") else []
+  return ", ".join([*packages, f"Python {made['python']}", *flags])

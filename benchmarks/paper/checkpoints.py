@@ -14,8 +14,8 @@ class Checkpoint:
   Attributes:
     folder: where it is kept.
     resume: whether to restore what is there; otherwise it is overwritten.
-    interval: seconds that pass at least between two savings; the last step is always
-      saved.
+    interval: seconds that pass at least between two savings, and ten times what the
+      last one took; the last step is always saved.
   """
 
   def __init__(self, folder: pathlib.Path, resume: bool, interval: float = 60):
@@ -23,7 +23,7 @@ class Checkpoint:
     self._manager = ocp.CheckpointManager(
       self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=1)
     )
-    self._saved = time.monotonic()
+    self._saved, self._took = time.monotonic(), 0.0
     if not resume:
       for step in self._manager.all_steps():
         self._manager.delete(step)
@@ -42,8 +42,10 @@ class Checkpoint:
 
   def save(self, step: int, state: Any, last: bool) -> None:
     """Saves unless it did so recently; returns when the files are complete."""
-    if not last and time.monotonic() - self._saved < self.interval:
+    begun = time.monotonic()
+    if not last and begun - self._saved < max(self.interval, 10 * self._took):
       return
     self._manager.save(step, args=ocp.args.StandardSave(state))
     self._manager.wait_until_finished()
     self._saved = time.monotonic()
+    self._took = self._saved - begun

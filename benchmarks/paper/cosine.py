@@ -9,7 +9,7 @@ are shown, and the other methods' are searched for the largest cosine.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.figure
@@ -77,7 +77,7 @@ Means = Mapping[str, list[float]]
 """Of cosines over the steps, one for each middle layer, by method."""
 Kept = Mapping[str, Any]
 """What is kept of a path: BDF's rate, its last loss, and means of cosines."""
-EVERY = 5  # steps between those of the picture
+POINTS = 30  # of a curve
 
 
 def run(options: Options) -> Report:
@@ -104,16 +104,25 @@ def run(options: Options) -> Report:
     for kind, paths in kinds.items()
   }
   lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
-  drawn = {name: _thinned(values) for name, values in lowest.cosines.items()}
-  picture = {"layers": lowest.layers, "every": EVERY, "cosines": drawn}
+  searched = _best_of(_means(lowest))["mbf"]
+  drawn = {
+    name: _thinned(values)
+    for name, values in lowest.cosines.items()
+    if "," not in name or name == searched
+  }
+  every = _every(len(lowest.losses))
+  picture = {"layers": lowest.layers, "every": every, "cosines": drawn}
   return of_record(plain({**record, "picture": picture}))
 
 
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of paths that were kept."""
-  kinds = {kind: record[kind] for kind in (BATCH, EXAMPLES)}
-  figure = _figure(record["picture"], _lowest(kinds[EXAMPLES])["mean cosines"])
-  return Report(_text(kinds), dict(record), {"cosine": figure})
+  kinds = {
+    kind: {damping: _restored(path) for damping, path in record[kind].items()}
+    for kind in (BATCH, EXAMPLES)
+  }
+  figure, layers = _figure(record["picture"]), record["picture"]["layers"]
+  return Report(_text(kinds, layers), dict(record), {"cosine": figure})
 
 
 def bdf(damping: Any, rank: int) -> optax.GradientTransformation:
@@ -191,9 +200,23 @@ def _means(path: Path) -> dict[str, list[float]]:
   }
 
 
+def _restored(kept: Kept) -> Kept:
+  """Cosines along a path that diverged are not numbers, and were kept as null."""
+  means = {
+    name: np.array(layers, float).tolist()
+    for name, layers in kept["mean cosines"].items()
+  }
+  return {**kept, "mean cosines": means}
+
+
 def _thinned(cosines: np.ndarray) -> np.ndarray:
-  """``(layers, points)``: running means, some of them."""
-  return rounded(smooth(cosines.T)[:, ::EVERY], 3)
+  """``(layers, points)``: running means, as many as a picture shows."""
+  return rounded(smooth(cosines.T)[:, :: _every(len(cosines))], 3)
+
+
+def _every(steps: int) -> int:
+  """Steps between those of the picture."""
+  return max(1, steps // POINTS)
 
 
 def _best_of(means: Means) -> dict[str, str]:
@@ -218,7 +241,7 @@ def _lowest(paths: Mapping[str, Kept]) -> Kept:
   return min(ended or paths.values(), key=lambda path: path["last loss"] or np.inf)
 
 
-def _text(kinds: Mapping[str, Mapping[str, Kept]]) -> str:
+def _text(kinds: Mapping[str, Mapping[str, Kept]], layers: Sequence[str]) -> str:
   parts = [
     "Mean cosine with BDF over the middle layers after the first tenth of the steps, by"
     f" BDF's damping: with MBF at BDF's own damping, KFAC at {KFAC:g} and Shampoo at"
@@ -229,7 +252,7 @@ def _text(kinds: Mapping[str, Mapping[str, Kept]]) -> str:
   parts += [
     f"BDF from {EXAMPLES}, at its damping of the lowest loss, layer by layer (the"
     " picture):",
-    _layer_table(_lowest(kinds[EXAMPLES])["mean cosines"]),
+    _layer_table(_lowest(kinds[EXAMPLES])["mean cosines"], layers),
   ]
   return "\n\n".join(parts)
 
@@ -251,28 +274,23 @@ def _damping_table(paths: Mapping[str, Kept]) -> str:
   return table(["BDF's damping", *(f"{float(d):g}" for d in paths)], rows)
 
 
-def _layer_table(means: Means) -> str:
+def _layer_table(means: Means, layers: Sequence[str]) -> str:
   rows = [
-    [name, *map("{:.2f}".format, (*layers, np.mean(layers)))]
-    for name, layers in means.items()
+    [name, *map("{:.2f}".format, (*of_layers, np.mean(of_layers)))]
+    for name, of_layers in means.items()
   ]
-  middle = range(len(next(iter(means.values()))))
-  titles = [_title(f"Dense_{1 + place}") for place in middle]
-  return table(["method", *titles, "mean"], rows)
+  return table(["method", *map(_title, layers), "mean"], rows)
 
 
 def _title(layer: str) -> str:
   return f"layer {int(layer.removeprefix('Dense_')) + 1}"
 
 
-def _figure(picture: Mapping[str, Any], means: Means) -> matplotlib.figure.Figure:
+def _figure(picture: Mapping[str, Any]) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
-  cosines = picture["cosines"]
-  methods = [name for name in cosines if "," not in name]
-  searched = _best_of(means)["mbf"]
   for row, (ax, layer) in enumerate(zip(grid.flat, picture["layers"], strict=False)):
-    for name in dict.fromkeys([*methods, searched]):
-      values = np.array(cosines[name], float)[None, row]
+    for name, cosines in picture["cosines"].items():
+      values = np.array(cosines, float)[None, row]
       style = {"linestyle": "--"} if name not in COLORS else {}
       color = COLORS[name.partition(",")[0]]
       at = picture["every"] * np.arange(values.shape[-1])

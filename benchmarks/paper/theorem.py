@@ -66,7 +66,10 @@ def run(options: Options) -> Report:
 def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   kept = {name: _restored(case) for name, case in record["cases"].items()}
-  sweeps = {name: Sweep(**sweep) for name, sweep in record["sweeps"].items()}
+  sweeps = {
+    name: Sweep(*np.array([*sweep.values()], float).tolist())
+    for name, sweep in record["sweeps"].items()
+  }
   text = f"{_FACTS}\n\n{_table(kept)}\n\n{_sweep_table(sweeps)}"
   return Report(text, dict(record), {"theorem": _figure(kept, sweeps)})
 

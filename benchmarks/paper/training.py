@@ -8,6 +8,7 @@ slower, runs take turns: :mod:`~benchmarks.paper.apart`.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from benchmarks.paper.steps import Carry, batch_rows, in_calls, run_chunk, take
 from benchmarks.paper.tasks import Batch, Metrics, Task, Variables
 
 LONGEST = 1_000
-"""Steps of a chunk: on a GPU it is one call, and what a cut-off machine loses."""
+"""Steps of a chunk, at most: on a GPU one call, which no checkpoint interrupts."""
 
 
 class Runs(NamedTuple):
@@ -99,9 +100,8 @@ def train(
     seeds: of the first parameters, the order of the data and everything random.
     points: how many times metrics are taken after the first time, at the start, evenly
       spaced.
-    chunks: parts of equal length, at least, of what lies between two points, more if
-      they are longer than ``LONGEST`` steps; one is compiled, and a checkpoint may
-      follow each.
+    chunks: parts of what lies between two points, or more of them where these would be
+      longer than ``LONGEST`` steps; a checkpoint may follow each.
     bar: a progress bar that is advanced by one for a step of a run.
     checkpoint: where to save after chunks, and whether to resume from there.
 
@@ -111,10 +111,7 @@ def train(
   settings = list(optimizer.settings if settings is None else settings)
   trainer = Trainer(task, optimizer, settings, seeds)
   steps = optimizer.steps_of(task)
-  chunks = max(chunks, math.ceil(steps / (points * LONGEST)))
-  length = math.ceil(steps / (points * chunks))
-  ends = [*range(0, steps, length), steps]
-  at = ends[:-1:chunks] + ends[-1:]
+  at, ends = _ends(steps, points, chunks)
   restored = checkpoint and checkpoint.restore(trainer.expected(len(at)))
   if restored:
     done, progress = restored
@@ -135,6 +132,22 @@ def train(
     if checkpoint is not None:
       checkpoint.save(done, progress, last=done == steps)
   return Runs(settings, progress.losses, np.array(at), progress.metrics)
+
+
+def _ends(steps: int, points: int, chunks: int) -> tuple[list[int], list[int]]:
+  """Where metrics are taken, from 0 on, and where chunks end, those among them."""
+  between = math.ceil(steps / points)
+  least = max(chunks, math.ceil(between / LONGEST))
+  # Parts of one length are one program, if some number of them makes that possible.
+  parts = next((n for n in range(least, 2 * least) if between % n == 0), least)
+  length = math.ceil(between / parts)
+  at = [*range(0, steps, between), steps]
+  inner = (
+    step
+    for begin, end in itertools.pairwise(at)
+    for step in range(begin + length, end, length)
+  )
+  return at, sorted({*at[1:], *inner})
 
 
 def _update(bar: tqdm | None, steps: int) -> None:

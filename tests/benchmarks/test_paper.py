@@ -19,6 +19,7 @@ from benchmarks.paper import (
   autoencoder,
   cnn,
   comparison,
+  cosine,
   data,
   graph,
   problems,
@@ -26,6 +27,7 @@ from benchmarks.paper import (
   sequence,
   tables,
   tasks,
+  theorem,
 )
 from benchmarks.paper.comparison import Curve, Outcome
 from benchmarks.paper.curves import curves
@@ -299,7 +301,25 @@ def test_a_warm_start_counts_as_steps_and_a_difference_is_over_its_error():
 
 def test_every_experiment_has_the_interface():
   for name in command.names():
-    assert callable(importlib.import_module(f"benchmarks.paper.{name}").run), name
+    module = importlib.import_module(f"benchmarks.paper.{name}")
+    assert callable(module.run), name
+    assert callable(module.of_record), name
+
+
+def test_what_diverged_is_no_number_in_the_studies_tables():
+  def kept(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+  record = kept("cosine")
+  path = record[cosine.EXAMPLES]["1e-05"]
+  path["last loss"] = None
+  path["mean cosines"] = {name: [None] * 4 for name in path["mean cosines"]}
+  text = cosine.of_record(record).text
+  assert "| nan / nan |" in text
+  assert "| inf " in text
+  record = kept("theorem")
+  record["sweeps"]["width"]["ball"][0] = None
+  assert re.search(r"\| width +\| 32 +\| [^|]+ \| nan ", theorem.of_record(record).text)
 
 
 def test_every_picture_has_colors_enough():

@@ -137,6 +137,20 @@ def test_no_chunk_is_longer_than_what_may_be_lost(task, monkeypatch):
   assert list(runs.at) == [0, 4, 8]
 
 
+@pytest.mark.parametrize("steps", [1, 8, 351, 5_000, 10_007, 70_200])
+@pytest.mark.parametrize("points", [1, 3, 10])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_points_stay_where_they_are_however_chunks_are_cut(steps, points, chunks):
+  at, ends = training._ends(steps, points, chunks)
+  between = -(-steps // points)
+  assert at == [*range(0, steps, between), steps]
+  assert ends[-1] == steps
+  assert {*at[1:]} <= {*ends}
+  lengths = np.diff([0, *ends])
+  assert lengths.min() >= 1
+  assert lengths.max() <= min(training.LONGEST, -(-between // chunks))
+
+
 def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(task):
   epochs = steps.batch_rows(task, 0, 0, 12).reshape(2, -1)
   np.testing.assert_array_equal(np.sort(epochs), [np.arange(384)] * 2)
