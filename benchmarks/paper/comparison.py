@@ -345,7 +345,7 @@ def restored(kept: Mapping[str, Any]) -> dict[str, Outcome]:
 
 def _restored(entry: Mapping[str, Any]) -> Outcome:
   metrics = {
-    name: np.atleast_2d(_array(values))[None]
+    name: np.atleast_2d(report.numbers(values))[None]
     for name, values in entry["metrics"].items()
   }
   at, tried, none = np.array(entry["steps"]), entry["search"], np.zeros((0, 0, 0))
@@ -354,7 +354,7 @@ def _restored(entry: Mapping[str, Any]) -> Outcome:
   # A setting that diverged is one whose training loss does not fall.
   firsts = np.array([-np.inf if one["diverged"] else np.inf for one in tried])
   searched = {
-    name: np.stack([firsts, [_float(one[name]) for one in tried]], -1)[:, None]
+    name: np.stack([firsts, report.numbers([one[name] for one in tried])], -1)[:, None]
     for name in names
   }
   curve = entry["curve"]
@@ -362,16 +362,7 @@ def _restored(entry: Mapping[str, Any]) -> Outcome:
     Runs(settings, none, at[-1:], searched),
     Runs([entry["setting"]], none, at, metrics),
     entry["seconds a step"],
-    Curve(np.array(curve["steps"]), _array(curve["losses"])),
+    Curve(np.array(curve["steps"]), report.numbers(curve["losses"])),
     entry["untried"],
     entry["warm"],
   )
-
-
-def _array(values: Any) -> np.ndarray:
-  """What was not finite was kept as null."""
-  return np.array(values, float)
-
-
-def _float(value: float | None) -> float:
-  return np.nan if value is None else value

@@ -27,6 +27,7 @@ from benchmarks.paper.report import (
   COLORS,
   axes,
   curve,
+  numbers,
   plain,
   rounded,
   smooth,
@@ -103,7 +104,8 @@ def run(options: Options) -> Report:
     }
     for kind, paths in kinds.items()
   }
-  lowest = min(kinds[EXAMPLES].values(), key=_last_loss)
+  damping = _lowest(plain(record[EXAMPLES]))
+  lowest = kinds[EXAMPLES][float(damping)]
   searched = _best_of(_means(lowest))["mbf"]
   drawn = {
     name: _thinned(values)
@@ -203,8 +205,7 @@ def _means(path: Path) -> dict[str, list[float]]:
 def _restored(kept: Kept) -> Kept:
   """Cosines along a path that diverged are not numbers, and were kept as null."""
   means = {
-    name: np.array(layers, float).tolist()
-    for name, layers in kept["mean cosines"].items()
+    name: numbers(layers).tolist() for name, layers in kept["mean cosines"].items()
   }
   return {**kept, "mean cosines": means}
 
@@ -235,10 +236,10 @@ def _last_loss(path: Path) -> float:
   return loss if np.isfinite(loss) else np.inf
 
 
-def _lowest(paths: Mapping[str, Kept]) -> Kept:
-  """The path with the lowest last loss; one that is not finite was kept as null."""
-  ended = [path for path in paths.values() if path["last loss"] is not None]
-  return min(ended or paths.values(), key=lambda path: path["last loss"] or np.inf)
+def _lowest(paths: Mapping[str, Kept]) -> str:
+  """The damping with the lowest last loss; one that is not finite was kept as null."""
+  losses = numbers([path["last loss"] for path in paths.values()])
+  return [*paths][int(np.where(np.isfinite(losses), losses, np.inf).argmin())]
 
 
 def _text(kinds: Mapping[str, Mapping[str, Kept]], layers: Sequence[str]) -> str:
@@ -249,10 +250,11 @@ def _text(kinds: Mapping[str, Mapping[str, Kept]], layers: Sequence[str]) -> str
   ]
   for kind, paths in kinds.items():
     parts += [f"BDF from {kind}:", _damping_table(paths)]
+  examples = kinds[EXAMPLES]
   parts += [
     f"BDF from {EXAMPLES}, at its damping of the lowest loss, layer by layer (the"
     " picture):",
-    _layer_table(_lowest(kinds[EXAMPLES])["mean cosines"], layers),
+    _layer_table(examples[_lowest(examples)]["mean cosines"], layers),
   ]
   return "\n\n".join(parts)
 
@@ -290,7 +292,7 @@ def _figure(picture: Mapping[str, Any]) -> matplotlib.figure.Figure:
   figure, grid = axes(2, 2, width=4, height=2.6, sharex=True, sharey=True)
   for row, (ax, layer) in enumerate(zip(grid.flat, picture["layers"], strict=False)):
     for name, cosines in picture["cosines"].items():
-      values = np.array(cosines, float)[None, row]
+      values = numbers(cosines)[None, row]
       style = {"linestyle": "--"} if name not in COLORS else {}
       color = COLORS[name.partition(",")[0]]
       at = picture["every"] * np.arange(values.shape[-1])

@@ -100,6 +100,11 @@ def curve(
   )
 
 
+def numbers(values: Any) -> np.ndarray:
+  """What :func:`plain` made null is no number again."""
+  return np.array(values, float)
+
+
 def smooth(losses: np.ndarray, window: int = 10) -> np.ndarray:
   """Running mean along the last axis, over fewer values at the start."""
   total = np.cumsum(losses, axis=-1, dtype=np.float64)

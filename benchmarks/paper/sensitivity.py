@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.paper import comparison, problems, report, rivals
 from benchmarks.paper.experiment import Options, Report, Scale
 from benchmarks.paper.optimizers import product
-from benchmarks.paper.report import describe, plain
+from benchmarks.paper.report import describe, numbers, plain
 from benchmarks.paper.training import Runs
 
 _TASKS: dict[Scale, tuple[str, ...]] = {
@@ -86,7 +86,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
   """The report of surfaces that were kept."""
   surfaces = {
     name: {
-      method: Surface(s["axes"], np.array(s["losses"], float), s["first"])
+      method: Surface(s["axes"], numbers(s["losses"]), s["first"])
       for method, s in methods.items()
     }
     for name, methods in record.items()

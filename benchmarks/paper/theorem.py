@@ -13,7 +13,7 @@ import matplotlib.figure
 import numpy as np
 
 from benchmarks.paper.experiment import Options, Report
-from benchmarks.paper.report import axes, plain, table
+from benchmarks.paper.report import axes, numbers, plain, table
 from benchmarks.paper.studies.idealized import Case, Network, Outcome, measure
 
 LAZY = 2e7  # an output scale at which the network is close to its linearisation
@@ -67,7 +67,7 @@ def of_record(record: Mapping[str, Any]) -> Report:
   """The report of outcomes that were kept."""
   kept = {name: _restored(case) for name, case in record["cases"].items()}
   sweeps = {
-    name: Sweep(*np.array([*sweep.values()], float).tolist())
+    name: Sweep(*numbers([*sweep.values()]).tolist())
     for name, sweep in record["sweeps"].items()
   }
   text = f"{_FACTS}\n\n{_table(kept)}\n\n{_sweep_table(sweeps)}"
@@ -209,7 +209,7 @@ def _figure(
   figure, ((held, broken, needed),) = axes(1, 3, height=3.8)
   for name, case in cases.items():
     ax = held if name in _HELD else broken
-    losses = np.array(case["losses"], float)  # what was not finite was kept as null
+    losses = numbers(case["losses"])
     k = case["every"] * np.arange(len(losses))
     (line,) = ax.plot(k, losses, label=name, linewidth=1.4)
     if ax is held:

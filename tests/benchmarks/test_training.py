@@ -1,6 +1,8 @@
 """Trainings side by side are what they say, and resume."""
 
 import dataclasses
+import types
+import unittest.mock
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import mbf_optax
 from benchmarks.paper import (
   apart,
+  checkpoints,
   comparison,
   problems,
   steps,
@@ -223,3 +226,17 @@ def test_trainings_cannot_share_checkpoints(task, tmp_path):
     opened.train("label", task, MBF, points=1)
     with pytest.raises(ValueError, match="label: two trainings would share"):
       opened.train("label", task, MBF, points=1)
+
+
+def test_savings_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
+  # When it is made, then at every step, and again when one is complete: ten seconds.
+  clock = iter([0.0, 30.0, 60.0, 70.0, 140.0, 169.0, 170.0, 171.0, 172.0, 173.0])
+  stub = types.SimpleNamespace(monotonic=lambda: next(clock))
+  monkeypatch.setattr(checkpoints, "time", stub)
+  checkpoint = Checkpoint(tmp_path, resume=False)
+  monkeypatch.setattr(checkpoint, "_manager", unittest.mock.Mock())
+  for step, last in ((1, False), (2, False), (3, False), (4, False), (5, False)):
+    checkpoint.save(step, {}, last)
+  checkpoint.save(6, {}, last=True)
+  saved = [call.args[0] for call in checkpoint._manager.save.call_args_list]
+  assert saved == [2, 5, 6]
