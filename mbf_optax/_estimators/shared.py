@@ -169,6 +169,8 @@ class Parts:
     beside = jnp.sum(weights[..., -1, :, :] * bias, -1, keepdims=True)
     half_corner = jnp.sum(bias * bias, -1, keepdims=True) / 2
     column = jnp.concatenate([beside, half_corner], axis=-2)
+    # Without a barrier a GPU adds up each of these sums in the thread that needs it.
+    column = jax.lax.optimization_barrier(column)
     border = self.in_the_last(column, self.kept)
     margin = [(0, 0)] * (border.ndim - 1)
     border = jnp.pad(border, [*margin, (self.rows, spare - 1)])
