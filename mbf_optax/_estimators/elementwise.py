@@ -57,17 +57,24 @@ class ElementwiseBlocks:
   def rounds_inverse(self) -> bool:
     return False
 
+  @property
+  def stacks(self) -> bool:
+    return False
+
   def init(self, dtype: jax.typing.DTypeLike) -> ElementwiseState:
     real = jnp.finfo(dtype).dtype
     return ElementwiseState(jnp.zeros((1, *self.reading.shape), real))
 
+  def entry(self, gradient: Pieces) -> Float[Array, "*shape"]:
+    return jnp.square(jnp.abs(joined(gradient)))
+
   def accumulate(
     self,
     state: ElementwiseState,
-    gradient: Pieces,
+    entry: Float[Array, "*shape"],
     ema: Float[Array, ""],
   ) -> ElementwiseState:
-    square = jnp.square(jnp.abs(joined(gradient))).astype(state.second_moment.dtype)
+    square = entry.astype(state.second_moment.dtype)
     return ElementwiseState(ema * state.second_moment + (1 - ema) * square)
 
   def completed(self, state: ElementwiseState) -> ElementwiseState:

@@ -52,6 +52,8 @@ class Estimator(Protocol):
       one of the ``"inputs"`` or of the ``"outputs"``. Empty for elementwise blocks.
     refreshes_with_statistics: whether new statistics need a new inverse at once.
     rounds_inverse: whether its inverse may be kept in half precision.
+    stacks: whether copies of layers that are alike, as one, cost little beside what is
+      computed of them.
   """
 
   @property
@@ -70,11 +72,18 @@ class Estimator(Protocol):
   def rounds_inverse(self) -> bool:
     """See the class."""
 
+  @property
+  def stacks(self) -> bool:
+    """See the class."""
+
   def init(self, dtype: jax.typing.DTypeLike) -> Any:
     """State before the first gradient; its inverses are identities."""
 
-  def accumulate(self, state: Any, gradient: Pieces, ema: Float[Array, ""]) -> Any:
-    """State with one more gradient in its moving average."""
+  def entry(self, gradient: Pieces) -> Any:
+    """What a gradient adds to the moving average."""
+
+  def accumulate(self, state: Any, entry: Any, ema: Float[Array, ""]) -> Any:
+    """State with one more entry in its moving average."""
 
   def completed(self, state: Any) -> Any:
     """State as after a complete moving average, whose weights sum to one."""
@@ -136,6 +145,10 @@ class Blocks:
   @property
   def rounds_inverse(self) -> bool:
     return True
+
+  @property
+  def stacks(self) -> bool:
+    return False
 
   def completed(self, state: Any) -> Any:
     return state

@@ -42,6 +42,11 @@ class BlockState(NamedTuple):
 class _FullBlocks(Blocks):
   """What does not depend on how matrices are stored."""
 
+  def accumulate(
+    self, state: BlockState, entry: Stored, ema: Float[Array, ""]
+  ) -> BlockState:
+    return averaged(state, entry, ema)
+
   def with_inverses(self, state: BlockState, results: list[Results]) -> BlockState:
     return state._replace(inverse=results[0].values)
 
@@ -64,11 +69,8 @@ class PackedBlocks(_FullBlocks):
     statistics = jnp.zeros((triangles.packed_size(n), *batch), dtype)
     return BlockState(statistics, triangles.identity(n, batch, dtype))
 
-  def accumulate(
-    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
-  ) -> BlockState:
-    outer = triangles.outer(joined(gradient))
-    return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
+  def entry(self, gradient: Pieces) -> Stored:
+    return triangles.outer(joined(gradient))
 
   def statistics(self, state: BlockState) -> list[Statistics]:
     return self._statistics(state.statistics, is_packed=True)
@@ -100,12 +102,9 @@ class MatrixBlocks(_FullBlocks):
   def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
     return identity_state(self.reading.batch_shape, self.reading.block_size, dtype)
 
-  def accumulate(
-    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
-  ) -> BlockState:
+  def entry(self, gradient: Pieces) -> Float[Array, "*batch n n"]:
     vectors = jnp.moveaxis(joined(gradient), 0, -1)
-    outer = vectors[..., :, None] * vectors[..., None, :]
-    return state._replace(statistics=ema * state.statistics + (1 - ema) * outer)
+    return vectors[..., :, None] * vectors[..., None, :]
 
   def statistics(self, state: BlockState) -> list[Statistics]:
     return self._statistics(state.statistics, is_packed=False)
@@ -131,6 +130,11 @@ class MatrixBlocks(_FullBlocks):
     del state
     placed = axes.placed(sharding.mesh, *axes.of_blocks(self.reading, sharding))
     return BlockState(placed, placed)
+
+
+def averaged(state: BlockState, entry: Stored, ema: Float[Array, ""]) -> BlockState:
+  """State with one more entry in the moving average of its statistics."""
+  return state._replace(statistics=ema * state.statistics + (1 - ema) * entry)
 
 
 def identity_state(

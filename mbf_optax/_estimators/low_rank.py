@@ -74,15 +74,17 @@ class LowRankBlocks(Blocks):
       damping=jnp.ones(batch, dtype),
     )
 
+  def entry(self, gradient: Pieces) -> Float[Array, "*batch n"]:
+    return jnp.moveaxis(joined(gradient), 0, -1)
+
   def accumulate(
-    self, state: LowRankState, gradient: Pieces, ema: Float[Array, ""]
+    self, state: LowRankState, entry: Float[Array, "*batch n"], ema: Float[Array, ""]
   ) -> LowRankState:
     rank = self.reading.layer.rank
-    row = jnp.moveaxis(joined(gradient), 0, -1)
     history = jax.lax.dynamic_update_index_in_dim(
-      state.history, row, state.slot, state.history.ndim - 2
+      state.history, entry, state.slot, state.history.ndim - 2
     )
-    products = multiply(history, row[..., None])[..., 0]
+    products = multiply(history, entry[..., None])[..., 0]
     entries = jnp.asarray(triangles.positions(rank))[state.slot]
     return state._replace(
       history=history,

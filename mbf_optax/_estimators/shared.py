@@ -25,6 +25,7 @@ from mbf_optax._estimators.estimator import (
 )
 from mbf_optax._estimators.full import (
   BlockState,
+  averaged,
   identity_state,
 )
 from mbf_optax._linalg import products
@@ -142,16 +143,12 @@ class Parts:
     """State of one matrix a part before the first gradient."""
     return identity_state((*stack_shape, self.count), self.kept, dtype)
 
-  def accumulate(
-    self, state: BlockState, columns: Columns, ema: Float[Array, ""]
-  ) -> BlockState:
-    """State with the mean over the columns of their outer products."""
+  def mean_product(self, columns: Columns) -> Float[Array, "*stack parts kept kept"]:
+    """The mean over the columns of their outer products."""
     weights, bias = columns
     if bias is not None and self._is_bordered():
-      mean = self._bordered_product(weights, bias) / weights.shape[-1]
-    else:
-      mean = products.mean_product(self.split(columns))
-    return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
+      return self._bordered_product(weights, bias) / weights.shape[-1]
+    return products.mean_product(self.split(columns))
 
   def _is_bordered(self) -> bool:
     """Whether a bias is computed with as a border of what the weights fill.
@@ -212,6 +209,10 @@ class ColumnBlocks(Blocks):
   """Layers that are matrices: each block vector is a column."""
 
   @property
+  def stacks(self) -> bool:
+    return True
+
+  @property
   def parts(self) -> Parts:
     """How block vectors are cut; the bias comes on top of the limit."""
     has_bias = self.reading.bias_path is not None
@@ -246,10 +247,16 @@ class SharedBlocks(ColumnBlocks):
   def init(self, dtype: jax.typing.DTypeLike) -> BlockState:
     return self.parts.init(self.reading.stack_shape, dtype)
 
+  def entry(self, gradient: Pieces) -> Float[Array, "*stack parts n n"]:
+    return self.parts.mean_product(self.columns(gradient))
+
   def accumulate(
-    self, state: BlockState, gradient: Pieces, ema: Float[Array, ""]
+    self,
+    state: BlockState,
+    entry: Float[Array, "*stack parts n n"],
+    ema: Float[Array, ""],
   ) -> BlockState:
-    return self.parts.accumulate(state, self.columns(gradient), ema)
+    return averaged(state, entry, ema)
 
   def statistics(self, state: BlockState) -> list[Statistics]:
     return [self.parts.statistics(state, self.reading.blocks_per_layer)]

@@ -20,7 +20,7 @@ from mbf_optax._estimators.estimator import (
   lengths,
   spread_of,
 )
-from mbf_optax._estimators.full import BlockState
+from mbf_optax._estimators.full import BlockState, averaged
 from mbf_optax._estimators.shared import ColumnBlocks, Columns, Parts
 from mbf_optax._linalg import products
 from mbf_optax._linalg.groups import Results
@@ -29,6 +29,9 @@ from mbf_optax._linalg.statistics import Regularizer, Statistics
 from mbf_optax._mesh import devices
 from mbf_optax._partition.blocks import Pieces
 from mbf_optax._tree.shapes import Array, Float
+
+Sides = tuple[Float[Array, "*stack _ n n"], Float[Array, "*stack _ m m"]]
+"""Mean outer products of the inputs and of the outputs."""
 
 
 class TwoSidedState(NamedTuple):
@@ -61,16 +64,15 @@ class TwoSidedBlocks(ColumnBlocks):
       self.parts.init(stack, dtype), self.output_parts.init(stack, dtype)
     )
 
-  def accumulate(
-    self, state: TwoSidedState, gradient: Pieces, ema: Float[Array, ""]
-  ) -> TwoSidedState:
+  def entry(self, gradient: Pieces) -> Sides:
     columns = self.columns(gradient)
-    mean = self._mean_over_inputs(columns)
-    outputs = ema * state.outputs.statistics + (1 - ema) * mean
-    return TwoSidedState(
-      self.parts.accumulate(state.inputs, columns, ema),
-      state.outputs._replace(statistics=outputs),
-    )
+    return self.parts.mean_product(columns), self._mean_over_inputs(columns)
+
+  def accumulate(
+    self, state: TwoSidedState, entry: Sides, ema: Float[Array, ""]
+  ) -> TwoSidedState:
+    sides = zip(state, entry, strict=True)
+    return TwoSidedState(*(averaged(side, mean, ema) for side, mean in sides))
 
   def _mean_over_inputs(
     self, columns: Columns

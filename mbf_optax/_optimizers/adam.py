@@ -38,6 +38,7 @@ from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.adam_state import MbfAdamState, init_state
+from mbf_optax._optimizers.alike import of_each
 from mbf_optax._optimizers.eager import compiled_when_eager
 from mbf_optax._optimizers.exponents import Averages, acting
 from mbf_optax._optimizers.faults import without_faults
@@ -53,7 +54,7 @@ from mbf_optax._optimizers.layers import (
 from mbf_optax._optimizers.persistence import MEMORY, foretold
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
-from mbf_optax._partition.blocks import from_pieces, to_pieces
+from mbf_optax._partition.blocks import Pieces, from_pieces, to_pieces
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -300,8 +301,12 @@ class _Method:
     momentum = moments.nesterov if self.nesterov else moments.plain
     m = paths.flatten(momentum(adam, usable, self.b1))
     update = paths.flatten(a)
-    for estimator in layers.estimators:
-      update |= _resized(estimator, R[estimator.reading.path], m, update)
+    readings = [estimator.reading for estimator in layers.estimators]
+    pieces = [[to_pieces(r, of) for r in readings] for of in (m, update)]
+    own = [R[r.path] for r in readings]
+    found = of_each(_resized, layers.estimators, own, *pieces)
+    for reading_, resized in zip(readings, found, strict=True):
+      update |= from_pieces(reading_, resized)
     update = paths.unflatten(g, update)
     update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
     return update, MbfAdamState(adam, c, r, R)
@@ -338,12 +343,17 @@ class _Method:
     c = moments.correction(
       self.b1, jnp.maximum(state.adam.count, 1), jnp.result_type(float)
     )
+
+    def share(estimator: Estimator, g: Pieces, m: Pieces) -> Float[Array, "*stack"]:
+      return foretold(g, m, c, len(estimator.reading.stack_shape))
+
+    readings = [estimator.reading for estimator in layers.estimators]
+    pieces = [[to_pieces(r, of) for r in readings] for of in (leaves, before)]
     averages = {}
-    for estimator in layers.estimators:
-      r = estimator.reading
-      new = foretold(to_pieces(r, leaves), to_pieces(r, before), c, len(r.stack_shape))
-      old = state.foretold[r.path]
-      averages[r.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
+    shares = of_each(share, layers.estimators, *pieces)
+    for reading_, new in zip(readings, shares, strict=True):
+      old = state.foretold[reading_.path]
+      averages[reading_.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
 
   def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""]:
@@ -377,15 +387,12 @@ class _Method:
     return layers.refresh(G, lambda e, state: e.statistics(state), powers)
 
 
-def _resized(
-  estimator: Estimator, state: Any, m: paths.Leaves, a: paths.Leaves
-) -> paths.Leaves:
+def _resized(estimator: Estimator, state: Any, m: Pieces, a: Pieces) -> Pieces:
   """``d |a| / |d|`` of one layer, with ``d = R m``; norms are never zero."""
-  r = estimator.reading
-  d = estimator.precondition(computed(estimator, state), to_pieces(r, m), unregularized)
-  norms = zip(estimator.norms(to_pieces(r, a)), estimator.norms(d), strict=True)
+  d = estimator.precondition(computed(estimator, state), m, unregularized)
+  norms = zip(estimator.norms(a), estimator.norms(d), strict=True)
   factors = [wanted / own for wanted, own in norms]
-  return from_pieces(r, [v * f for v, f in zip(d, factors, strict=True)])
+  return [v * f for v, f in zip(d, factors, strict=True)]
 
 
 def _at(value: optax.ScalarOrSchedule, count: Int[Array, ""]) -> jax.typing.ArrayLike:

@@ -17,7 +17,8 @@ from mbf_optax._estimators.table import estimator_of
 from mbf_optax._linalg.groups import Results, System
 from mbf_optax._linalg.statistics import Regularizer
 from mbf_optax._mesh import devices
-from mbf_optax._partition.blocks import from_pieces, to_pieces
+from mbf_optax._optimizers.alike import of_each
+from mbf_optax._partition.blocks import Pieces, from_pieces, to_pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
 from mbf_optax._tree.paths import Leaves
@@ -79,14 +80,19 @@ class Layers:
     self, states: States, gradients: Leaves, ema: jax.typing.ArrayLike
   ) -> States:
     """States with one more gradient, :func:`without_faults`, in their statistics."""
-    new = {}
+    pieces = []
     for estimator in self.estimators:
-      state = states[estimator.reading.path]
       gradient = to_pieces(estimator.reading, gradients)
       if estimator.sides:
-        gradient = [piece.astype(statistics_dtype(state)) for piece in gradient]
+        dtype = statistics_dtype(states[estimator.reading.path])
+        gradient = [piece.astype(dtype) for piece in gradient]
+      pieces.append(gradient)
+    entries = of_each(lambda e, gradient: e.entry(gradient), self.estimators, pieces)
+    new = {}
+    for estimator, entry in zip(self.estimators, entries, strict=True):
+      state = states[estimator.reading.path]
       decay = devices.replicated(ema, statistics_dtype(state))
-      new[estimator.reading.path] = estimator.accumulate(state, gradient, decay)
+      new[estimator.reading.path] = estimator.accumulate(state, entry, decay)
     return new
 
   def refresh(
@@ -127,12 +133,17 @@ class Layers:
     self, states: States, vectors: Leaves, regularize: Regularizer
   ) -> Leaves:
     """Directions ``P m`` by path of the parameters."""
+
+    def direction(estimator: Estimator, state: Any, pieces: Pieces) -> Pieces:
+      return estimator.precondition(computed(estimator, state), pieces, regularize)
+
+    readings = [estimator.reading for estimator in self.estimators]
+    own = [states[r.path] for r in readings]
+    pieces = [to_pieces(r, vectors) for r in readings]
     directions: Leaves = {}
-    for estimator in self.estimators:
-      state = computed(estimator, states[estimator.reading.path])
-      pieces = to_pieces(estimator.reading, vectors)
-      pieces = estimator.precondition(state, pieces, regularize)
-      directions |= from_pieces(estimator.reading, pieces)
+    found = of_each(direction, self.estimators, own, pieces)
+    for r, of_layer in zip(readings, found, strict=True):
+      directions |= from_pieces(r, of_layer)
     return directions
 
   def shardings(

@@ -16,7 +16,9 @@ from mbf_optax._partition.layer import Layer, read
 def after(kind, gradient, ema=0.5):
   estimator = estimator_of(read("scale", (len(gradient),), Layer((), kind)))
   state = estimator.init(jnp.float32)
-  state = estimator.accumulate(state, [jnp.asarray(gradient)[None]], jnp.float32(ema))
+  state = estimator.accumulate(
+    state, estimator.entry([jnp.asarray(gradient)[None]]), jnp.float32(ema)
+  )
   return estimator, state
 
 

@@ -87,7 +87,9 @@ def after(name, steps=3):
   estimator = estimator_of(READINGS[name])
   state = estimator.init(jnp.float32)
   for seed in range(steps):
-    state = estimator.accumulate(state, pieces(name, seed), jnp.float32(EMA))
+    state = estimator.accumulate(
+      state, estimator.entry(pieces(name, seed)), jnp.float32(EMA)
+    )
   return estimator, state
 
 

@@ -23,7 +23,7 @@ def test_triangles_and_matrices_are_the_same_estimator(n):
   found = []
   for estimator in both(n):
     state = estimator.init(jnp.float32)
-    state = estimator.accumulate(state, [gradient], jnp.float32(0.5))
+    state = estimator.accumulate(state, estimator.entry([gradient]), jnp.float32(0.5))
     # Not an inverse, but a matrix that both can hold and apply.
     state = state._replace(inverse=state.statistics + state.inverse)
     found.append(

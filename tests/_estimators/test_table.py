@@ -40,9 +40,11 @@ class OneNumber(Blocks):
   def init(self, dtype):
     return OneNumberState(jnp.zeros((1, 1), dtype), jnp.ones((1, 1), dtype))
 
-  def accumulate(self, state, gradient, ema):
-    mean = jnp.mean(jnp.square(joined(gradient))).reshape(1, 1)
-    return state._replace(statistics=ema * state.statistics + (1 - ema) * mean)
+  def entry(self, gradient):
+    return jnp.mean(jnp.square(joined(gradient))).reshape(1, 1)
+
+  def accumulate(self, state, entry, ema):
+    return state._replace(statistics=ema * state.statistics + (1 - ema) * entry)
 
   def statistics(self, state):
     order = np.ones((), int)

@@ -25,7 +25,9 @@ def test_the_inputs_side_is_that_of_shared():
   for kind in (TwoSidedBlocks, SharedBlocks):
     estimator = kind(reading())
     state = estimator.init(jnp.float32)
-    states.append(estimator.accumulate(state, [gradient], jnp.float32(0.5)))
+    states.append(
+      estimator.accumulate(state, estimator.entry([gradient]), jnp.float32(0.5))
+    )
   np.testing.assert_array_equal(states[0].inputs.statistics, states[1].statistics)
 
 
@@ -36,7 +38,7 @@ def test_sides_of_the_transposed_layer_are_exchanged(limit):
   for r, g in ((reading(limit=limit), gradient), (transposed(limit=limit), gradient.T)):
     estimator = TwoSidedBlocks(r)
     state = estimator.init(jnp.float32)
-    states.append(estimator.accumulate(state, [g], jnp.float32(0.5)))
+    states.append(estimator.accumulate(state, estimator.entry([g]), jnp.float32(0.5)))
   one, other = states
   np.testing.assert_allclose(one.inputs.statistics, other.outputs.statistics, rtol=1e-6)
   np.testing.assert_allclose(one.outputs.statistics, other.inputs.statistics, rtol=1e-6)

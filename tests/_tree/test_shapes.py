@@ -71,7 +71,10 @@ def test_states_are_as_annotated(layer, shape):
   else:
     gradient = jnp.ones((1, *shape))
   state = estimator.init(jnp.float32)
-  for each in (state, estimator.accumulate(state, [gradient], jnp.float32(0.9))):
+  for each in (
+    state,
+    estimator.accumulate(state, estimator.entry([gradient]), jnp.float32(0.9)),
+  ):
     hints = get_type_hints(type(each))
     with jaxtyping.jaxtyped("context"):
       for name, hint in hints.items():
