@@ -117,18 +117,24 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-  """A causal language model over a small vocabulary."""
+  """A causal language model over a small vocabulary.
+
+  Attributes:
+    dtype: what embeddings become before the first block; ``None`` keeps theirs.
+  """
 
   vocabulary: int = 65
   width: int = 256
   layers: int = 4
   heads: int = 4
+  dtype: jax.typing.DTypeLike | None = None
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
     positions = jnp.arange(tokens.shape[-1])
     x = nn.Embed(self.vocabulary, self.width)(tokens)
     x = x + nn.Embed(tokens.shape[-1], self.width, name="positions")(positions)
+    x = x.astype(self.dtype or x.dtype)
     for _ in range(self.layers):
       x = TransformerBlock(self.heads)(x)
     return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))

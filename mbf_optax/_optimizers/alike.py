@@ -87,10 +87,8 @@ def _stacks(
 
 
 def _kind(estimator: Estimator, own: tuple) -> Hashable:
-  """What layers that are alike have in common."""
+  """What layers that are alike have in common: a reading but for paths, and dtypes."""
   reading = estimator.reading
   has_bias = None if reading.bias_path is None else ""
-  leaves, structure = jax.tree.flatten(own)
-  shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-  nameless = reading._replace(path="", bias_path=has_bias)
-  return type(estimator), nameless, structure, shapes
+  dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(own))
+  return reading._replace(path="", bias_path=has_bias), dtypes

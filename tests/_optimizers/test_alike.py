@@ -39,8 +39,8 @@ def tree(seed):
   )
 
 
-def estimators():
-  readings = mbf_optax.flax_partition()(tree(0))
+def estimators(name="mbf_adam"):
+  readings = PARTITIONS[name](tree(0))
   chosen = [choice for r in readings for choice in for_mbf_adam(r)]
   return [estimator_of(reading) for reading in chosen]
 
@@ -63,6 +63,22 @@ def test_layers_that_differ_in_their_paths_alone_are_stacked():
     ("norm",),
     ("Conv_1x1",),
   }
+
+
+def test_layers_of_different_dtypes_are_not_stacked():
+  of = estimators()
+  own = [(jnp.ones(e.reading.shape, dtype_of(e)),) for e in of]
+  assert {("first", "third"), ("second",)} <= names(of, alike._stacks(of, own))
+
+
+def dtype_of(estimator):
+  is_half = estimator.reading.path.startswith("second")
+  return jnp.bfloat16 if is_half else jnp.float32
+
+
+def test_kernels_with_matrices_of_their_own_are_not_copied():
+  of = estimators("mbf_adam by kernel")
+  assert {("conv",), ("deeper conv",)} <= names(of, stacks(of))
 
 
 def test_a_stack_holds_no_more_than_so_many_parameters(monkeypatch):

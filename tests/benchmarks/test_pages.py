@@ -34,11 +34,12 @@ def test_the_page_says_what_an_epoch_at_the_papers_scale_came_to():
     assert f"| {name:19} | {loss:<27.2f} | {accuracy:.1f} %" in page
 
 
-@pytest.mark.parametrize("name", ["adam", "mbf"])
+@pytest.mark.parametrize("name", ["adam", "mbf", "adam, bfloat16", "mbf, bfloat16"])
 def test_the_page_says_what_the_papers_resnet_came_to(name):
-  path = RESULTS / "paper_scale" / "resnet32.json"
+  method, *precision = name.split(", ")
+  path = RESULTS / "paper_scale" / f"{'_'.join(['resnet32', *precision])}.json"
   kept = json.loads(path.read_text())["resnet"]
-  (found,) = [outcome for key, outcome in kept.items() if key.split()[0] == name]
+  (found,) = [outcome for key, outcome in kept.items() if key.split()[0] == method]
   epochs = [round(step / 351) for step in found["steps"]]
   assert epochs == list(range(0, 20 * len(epochs), 20))
   (line,) = re.findall(
