@@ -117,7 +117,7 @@ def _half(path: tuple[Any, ...], parameter: jax.Array) -> jax.Array:
   """Half precision but for embeddings.
 
   A GPU adds up the gradients of a common byte by atomic operations on one row, which
-  are fast in float32 alone.
+  are probably slow in half precision.
   """
   return parameter if path[-1].key == "embedding" else parameter.astype(jnp.bfloat16)
 

@@ -58,7 +58,7 @@ class ElementwiseBlocks:
     return False
 
   @property
-  def stacks(self) -> bool:
+  def joins_alike(self) -> bool:
     return False
 
   def init(self, dtype: jax.typing.DTypeLike) -> ElementwiseState:

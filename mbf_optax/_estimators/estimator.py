@@ -52,8 +52,8 @@ class Estimator(Protocol):
       one of the ``"inputs"`` or of the ``"outputs"``. Empty for elementwise blocks.
     refreshes_with_statistics: whether new statistics need a new inverse at once.
     rounds_inverse: whether its inverse may be kept in half precision.
-    stacks: whether copies of layers that are alike, as one, cost little beside what is
-      computed of them.
+    joins_alike: whether layers that differ in their names alone may be copied into one
+      array, which costs little beside what is computed of them.
   """
 
   @property
@@ -73,7 +73,7 @@ class Estimator(Protocol):
     """See the class."""
 
   @property
-  def stacks(self) -> bool:
+  def joins_alike(self) -> bool:
     """See the class."""
 
   def init(self, dtype: jax.typing.DTypeLike) -> Any:
@@ -147,7 +147,7 @@ class Blocks:
     return True
 
   @property
-  def stacks(self) -> bool:
+  def joins_alike(self) -> bool:
     return False
 
   def completed(self, state: Any) -> Any:

@@ -209,7 +209,7 @@ class ColumnBlocks(Blocks):
   """Layers that are matrices: each block vector is a column."""
 
   @property
-  def stacks(self) -> bool:
+  def joins_alike(self) -> bool:
     return True
 
   @property

@@ -20,7 +20,7 @@ or scales rows as Adam does where their scales differ by orders of magnitude
 
 import dataclasses
 import functools
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,6 @@ from mbf_optax._mesh import devices, layout
 from mbf_optax._optimizers import moments
 from mbf_optax._optimizers import state as states
 from mbf_optax._optimizers.adam_state import MbfAdamState, init_state
-from mbf_optax._optimizers.alike import of_each
 from mbf_optax._optimizers.eager import compiled_when_eager
 from mbf_optax._optimizers.exponents import Averages, acting
 from mbf_optax._optimizers.faults import without_faults
@@ -49,12 +48,13 @@ from mbf_optax._optimizers.layers import (
   computed,
   corrected_by,
   every,
+  is_always,
   when,
 )
 from mbf_optax._optimizers.persistence import MEMORY, foretold
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
-from mbf_optax._partition.blocks import Pieces, from_pieces, to_pieces
+from mbf_optax._partition.blocks import Pieces
 from mbf_optax._partition.choice import for_mbf_adam
 from mbf_optax._partition.layer import Partition
 from mbf_optax._partition.presets import flax_partition
@@ -301,12 +301,8 @@ class _Method:
     momentum = moments.nesterov if self.nesterov else moments.plain
     m = paths.flatten(momentum(adam, usable, self.b1))
     update = paths.flatten(a)
-    readings = [estimator.reading for estimator in layers.estimators]
-    pieces = [[to_pieces(r, of) for r in readings] for of in (m, update)]
-    own = [R[r.path] for r in readings]
-    found = of_each(_resized, layers.estimators, own, *pieces)
-    for reading_, resized in zip(readings, found, strict=True):
-      update |= from_pieces(reading_, resized)
+    pieces = layers.pieces(m), layers.pieces(update)
+    update |= layers.leaves(layers.each(_resized, layers.in_order(R), *pieces))
     update = paths.unflatten(g, update)
     update = jax.tree.map(lambda u, g: u.astype(g.dtype), update, g)
     return update, MbfAdamState(adam, c, r, R)
@@ -347,17 +343,17 @@ class _Method:
     def share(estimator: Estimator, g: Pieces, m: Pieces) -> Float[Array, "*stack"]:
       return foretold(g, m, c, len(estimator.reading.stack_shape))
 
-    readings = [estimator.reading for estimator in layers.estimators]
-    pieces = [[to_pieces(r, of) for r in readings] for of in (leaves, before)]
     averages = {}
-    shares = of_each(share, layers.estimators, *pieces)
-    for reading_, new in zip(readings, shares, strict=True):
-      old = state.foretold[reading_.path]
-      averages[reading_.path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
+    shares = layers.each(share, layers.pieces(leaves), layers.pieces(before))
+    for path, new in zip(layers.paths, shares, strict=True):
+      old = state.foretold[path]
+      averages[path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
     return averages
 
-  def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""]:
+  def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""] | Literal[True]:
     """At ``t = k + 1`` of 1, 2, 4, 8, ... before ``T2``, and where ``T2`` divides k."""
+    if is_always(self.inverse_update_period):
+      return True
     period = devices.replicated(self.inverse_update_period, k.dtype)
     return (k % period == 0) | (((k + 1) & k) == 0) & (k + 1 < period)
 

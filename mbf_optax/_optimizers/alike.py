@@ -1,9 +1,9 @@
-"""What is computed layer by layer, of many layers of one shape at once on CUDA.
+"""Computes layers of one shape together on CUDA, and layer by layer elsewhere.
 
 A GPU takes longer to begin a kernel than a small layer needs in it. There layers that
-differ in their paths alone are stacked, which copies what they are computed from, and
-go through one program. Elsewhere, and on several devices, every layer is computed by
-itself.
+differ in their names alone are stacked, which copies what they are computed from, and
+go through one program. On several devices every layer is computed by itself, since
+stacking would undo its sharding.
 """
 
 import collections
@@ -75,7 +75,7 @@ def _stacks(
   """Positions of layers that are alike, as many as a stack may hold."""
   alike: dict[Hashable, list[int]] = collections.defaultdict(list)
   for index, estimator in enumerate(estimators):
-    kind = _kind(estimator, own[index]) if estimator.stacks else index
+    kind = _kind(estimator, own[index]) if estimator.joins_alike else index
     alike[kind].append(index)
   stacks = []
   for indices in alike.values():
@@ -87,8 +87,8 @@ def _stacks(
 
 
 def _kind(estimator: Estimator, own: tuple) -> Hashable:
-  """What layers that are alike have in common: a reading but for paths, and dtypes."""
+  """What layers that are alike have in common: a reading but for names, and types."""
   reading = estimator.reading
   has_bias = None if reading.bias_path is None else ""
-  dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(own))
-  return reading._replace(path="", bias_path=has_bias), dtypes
+  types = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves(own))
+  return reading._replace(path="", bias_path=has_bias, why="asked"), types

@@ -6,7 +6,7 @@ they have.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from mbf_optax._partition.blocks import Pieces, from_pieces, to_pieces
 from mbf_optax._partition.layer import Reading
 from mbf_optax._tree.dtypes import wide_dtype
 from mbf_optax._tree.paths import Leaves
-from mbf_optax._tree.shapes import Array, Bool, Float, Int
+from mbf_optax._tree.shapes import Array, Bool, Float, Inexact, Int
 
 States = dict[str, Any]
 """State of every layer by the path of its weight array."""
@@ -65,7 +65,31 @@ class Layers:
 
   def of_these(self, states: States) -> States:
     """The part of the states that belongs to these layers."""
-    return {e.reading.path: states[e.reading.path] for e in self.estimators}
+    return {path: states[path] for path in self.paths}
+
+  @property
+  def paths(self) -> list[str]:
+    """The layers' names."""
+    return [estimator.reading.path for estimator in self.estimators]
+
+  def in_order(self, states: States) -> list[Any]:
+    """The layers' states; a dictionary that was traced has an order of its own."""
+    return [states[path] for path in self.paths]
+
+  def pieces(self, leaves: Leaves) -> list[Sequence[Inexact[Array, "..."]]]:
+    """The layers' block vectors, of arrays at the given paths."""
+    return [to_pieces(estimator.reading, leaves) for estimator in self.estimators]
+
+  def leaves(self, pieces: Sequence[Sequence[Inexact[Array, "..."]]]) -> Leaves:
+    """Inverse of :meth:`pieces`."""
+    found: Leaves = {}
+    for estimator, of_layer in zip(self.estimators, pieces, strict=True):
+      found |= from_pieces(estimator.reading, of_layer)
+    return found
+
+  def each(self, function: Callable[..., Any], *arguments: Sequence) -> list[Any]:
+    """:func:`~mbf_optax._optimizers.alike.of_each` of these layers."""
+    return of_each(function, self.estimators, *arguments)
 
   def init(self, leaves: Leaves) -> States:
     """States before the first gradient of the parameters at the given paths."""
@@ -80,14 +104,12 @@ class Layers:
     self, states: States, gradients: Leaves, ema: jax.typing.ArrayLike
   ) -> States:
     """States with one more gradient, :func:`without_faults`, in their statistics."""
-    pieces = []
-    for estimator in self.estimators:
-      gradient = to_pieces(estimator.reading, gradients)
+    pieces = self.pieces(gradients)
+    for place, estimator in enumerate(self.estimators):
       if estimator.sides:
         dtype = statistics_dtype(states[estimator.reading.path])
-        gradient = [piece.astype(dtype) for piece in gradient]
-      pieces.append(gradient)
-    entries = of_each(lambda e, gradient: e.entry(gradient), self.estimators, pieces)
+        pieces[place] = [piece.astype(dtype) for piece in pieces[place]]
+    entries = self.each(lambda estimator, gradient: estimator.entry(gradient), pieces)
     new = {}
     for estimator, entry in zip(self.estimators, entries, strict=True):
       state = states[estimator.reading.path]
@@ -137,14 +159,8 @@ class Layers:
     def direction(estimator: Estimator, state: Any, pieces: Pieces) -> Pieces:
       return estimator.precondition(computed(estimator, state), pieces, regularize)
 
-    readings = [estimator.reading for estimator in self.estimators]
-    own = [states[r.path] for r in readings]
-    pieces = [to_pieces(r, vectors) for r in readings]
-    directions: Leaves = {}
-    found = of_each(direction, self.estimators, own, pieces)
-    for r, of_layer in zip(readings, found, strict=True):
-      directions |= from_pieces(r, of_layer)
-    return directions
+    own = self.in_order(states)
+    return self.leaves(self.each(direction, own, self.pieces(vectors)))
 
   def shardings(
     self, states: States, layout_of: Callable[[str], NamedSharding]
@@ -191,14 +207,23 @@ def every(
   value: Any,
 ) -> Any:
   """``function(value)`` at every ``period``-th count from 0 on, else ``value``."""
-  if isinstance(period, int) and period == 1:
-    return function(value)  # a branch would be compiled and hold copies
+  if is_always(period):
+    return when(True, function, value)
   period = devices.replicated(period, count.dtype)
   return when(count % period == 0, function, value)
 
 
-def when(is_due: Bool[Array, ""], function: Callable[[Any], Any], value: Any) -> Any:
+def is_always(period: jax.typing.ArrayLike) -> bool:
+  """Whether a period is known to be 1 before anything is traced."""
+  return isinstance(period, int) and period == 1
+
+
+def when(
+  is_due: Bool[Array, ""] | Literal[True], function: Callable[[Any], Any], value: Any
+) -> Any:
   """``function(value)`` where it is due, else ``value``."""
+  if is_due is True:
+    return function(value)  # a branch would be compiled and hold copies
   return jax.lax.cond(is_due, function, lambda unchanged: unchanged, value)
 
 

@@ -1,5 +1,7 @@
 """Layers of one shape computed as one are what they are one by one."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,12 @@ def tree(seed):
   return jax.tree.map(
     lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
     SHAPES,
-    is_leaf=lambda node: isinstance(node, tuple),
+    is_leaf=is_shape,
   )
+
+
+def is_shape(node):
+  return isinstance(node, tuple)
 
 
 def estimators(name="mbf_adam"):
@@ -74,6 +80,27 @@ def test_layers_of_different_dtypes_are_not_stacked():
 def dtype_of(estimator):
   is_half = estimator.reading.path.startswith("second")
   return jnp.bfloat16 if is_half else jnp.float32
+
+
+def test_what_only_some_devices_of_a_manual_mesh_share_is_not_stacked():
+  """Types say so."""
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((1,), ("devices",), axis_types=auto)
+  along = jax.sharding.PartitionSpec("devices")
+  of = [e for e in estimators() if e.reading.path.split("/")[0] in ("bare", "fourth")]
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(along, jax.sharding.PartitionSpec()),
+    out_specs=along,
+  )
+  def each(divided, whole):
+    first, second = alike.of_each(lambda _, x: 2 * x, of, [divided, whole])
+    return first + second
+
+  x = jnp.ones(of[0].reading.shape)
+  np.testing.assert_array_equal(jax.jit(each)(x, x), 4 * x)
 
 
 def test_kernels_with_matrices_of_their_own_are_not_copied():
@@ -126,10 +153,6 @@ def products(count, platform):
   state = jax.eval_shape(tx.init, params)
   lower = jax.jit(tx.update).trace(params, state, params).lower
   return lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
-
-
-def is_shape(node):
-  return isinstance(node, tuple)
 
 
 def test_a_layer_more_adds_no_product_on_cuda():

@@ -95,6 +95,24 @@ def test_cuda_inverts_kernels_and_a_few_wide_matrices_without_a_loop(monkeypatch
   assert loops_on("cuda", wide) == 1
 
 
+def branches(name, **periods):
+  """Conditionals in the program of an update."""
+  text = exported(SCALE_BY[name](**periods), ["cuda"]).mlir_module()
+  return text.count("stablehlo.case")
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_is_done_at_every_step_is_no_branch(name):
+  """A GPU would wait for the host at it."""
+  always = {"curvature_update_period": 1, "inverse_update_period": 1}
+  assert branches(name, **always | {"inverse_update_period": 2}) == branches(
+    name, **always | {"curvature_update_period": 2}
+  )
+  assert branches(name, **always) + 1 == branches(
+    name, **always | {"inverse_update_period": 2}
+  )
+
+
 SCALE_BY = {"mbf": mbf_optax.scale_by_mbf, "mbf_adam": mbf_optax.scale_by_mbf_adam}
 
 
