@@ -198,6 +198,20 @@ def test_the_page_of_an_accelerator_follows_from_its_record():
   assert (RESULTS / "device.md").read_text() == f"{page}\n"
 
 
+@pytest.mark.parametrize("problem", ["GPT-2 small", "ResNet32", "MNIST autoencoder"])
+def test_the_documentation_says_what_the_record_of_an_accelerator_does(problem):
+  kept = json.loads((RESULTS / "device.json").read_text())["seconds"]
+  key = problem.removeprefix("MNIST ")
+  of_problem = {n.split(": ")[1]: t for n, t in kept.items() if n.startswith(key)}
+  adam = of_problem["adam"]
+  names = ("mbf_adam", "mbf_adam(1,1)", "mbf", "muon")
+  cells = [1e3 * adam, *(of_problem[name] / adam for name in names)]
+  page = (RESULTS.parents[2] / "docs" / "accelerators.md").read_text()
+  (line,) = [row for row in page.splitlines() if row.startswith(f"| {problem}")]
+  said = line.split(" | ", 1)[1]
+  assert said == " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+
+
 def test_costs_of_one_problem_replace_those_alone(tmp_path):
   record = Record(tmp_path / "cost.json")
   adam, mbf = Cost(0.01, 0.01, 2.0, 8, 1), Cost(0.015, 0.03, 5.0, 20, 1)
