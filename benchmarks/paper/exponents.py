@@ -9,7 +9,6 @@ import mbf_optax
 
 TITLE = "exponent of "
 """What their metrics are called, before a layer's path."""
-_MEMORY = 0.9  # of the moving average of the foretold share, as mbf_adam documents it
 
 
 def names(state: Any) -> list[str]:
@@ -28,12 +27,8 @@ def measured(state: Any) -> dict[str, np.ndarray]:
   """
   exponents = {}
   for found in _states(state):
-    steps = int(found.adam.count) - 1
     for path, share in found.foretold.items():
-      share = np.asarray(share)
-      kappa = np.ones_like(share)
-      if steps > 0:
-        kappa = np.clip(share / (1 - _MEMORY**steps), 0, 1)
+      kappa = np.clip(share, 0, 1)
       stack = tuple(range(2, kappa.ndim))
       exponents[f"{TITLE}{path}"] = (1 - np.sqrt(kappa)).mean(stack)
   return exponents

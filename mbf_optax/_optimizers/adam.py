@@ -3,7 +3,7 @@
 With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update::
 
   m, v, a      as Adam has them, with all of its options
-  r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer
+  r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer, r_1 = 1
   kappa        =  clip(average of r, 0, 1)                     persistence
   G_b         <-  beta G_b + (1 - beta) g_b g_b^T              every T1 steps
   A_b          =  (1 - alpha) G_b / (c tau) + alpha I          alpha = n / (n + N)
@@ -51,7 +51,7 @@ from mbf_optax._optimizers.layers import (
   is_always,
   when,
 )
-from mbf_optax._optimizers.persistence import MEMORY, foretold
+from mbf_optax._optimizers.persistence import averaged, foretold
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import Pieces
@@ -99,19 +99,19 @@ def scale_by_mbf_adam(
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
-  where :math:`c = 1 - \beta^s` corrects for the start at zero, :math:`\tau` is the
-  mean diagonal of :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the
-  number of gradient vectors that :math:`G_b` is made of. :math:`F_b` is
-  :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s =
-  \operatorname{clip}((0.4 - u) / 0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 -
+  where :math:`r_1 = 1`, :math:`c = 1 - \beta^s` corrects for the start at zero,
+  :math:`\tau` is the mean diagonal of :math:`G_b / c`, :math:`n` the length of a block
+  and :math:`N` the number of gradient vectors that :math:`G_b` is made of. :math:`F_b`
+  is :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s
+  = \operatorname{clip}((0.4 - u) / 0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 -
   \alpha) D + \alpha} / n)^2` is the share of elements that have the others' scale: the
   identity where that is 0.4 or more, and Adam's own scaling of inputs whose scales
-  differ by orders of magnitude. The persistence
-  :math:`\kappa` of a layer is near one while its gradient persists; then the step
-  follows Adam's momentum, rows scaled by :math:`F_b`, at Adam's length. It is near zero
-  where the gradient is noise or oscillates; then the matrix acts with its full
-  exponent. ``"two_sided"`` layers have matrices of their outputs as well and are scaled
-  as one. Whatever is read element by element takes :math:`a` itself.
+  differ by orders of magnitude. The persistence :math:`\kappa` of a layer is near one
+  while its gradient persists; then the step follows Adam's momentum, rows scaled by
+  :math:`F_b`, at Adam's length. It is near zero where the gradient is noise or
+  oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers have
+  matrices of their outputs as well and are scaled as one. Whatever is read element by
+  element takes :math:`a` itself.
 
   Args:
     b1: Adam's first decay, in ``[0, 1)``.
@@ -296,7 +296,7 @@ class _Method:
 
     now = layers.of_these(state.curvature), state.bias_correction
     G, c = every(self.curvature_update_period, k, statistics, now)
-    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, r, k + 1), G)
+    R = when(self._is_due(k), lambda G: self._powers(layers, G, c, k, r), G)
 
     momentum = moments.nesterov if self.nesterov else moments.plain
     m = paths.flatten(momentum(adam, usable, self.b1))
@@ -324,7 +324,7 @@ class _Method:
         curvature=layers.accumulate(state.curvature, seen, average),
       )
     k, c = state.adam.count, state.bias_correction
-    R = self._powers(layers, state.curvature, c, k, state.foretold, k)
+    R = self._powers(layers, state.curvature, c, k, state.foretold)
     return nothing, state._replace(curvature=R)
 
   def _layers(self, readings: Any) -> Layers:
@@ -336,9 +336,8 @@ class _Method:
   ) -> Averages:
     """Averages of the foretold share by layer, with this gradient's."""
     leaves, before = paths.flatten(g), paths.flatten(state.adam.mu)
-    c = moments.correction(
-      self.b1, jnp.maximum(state.adam.count, 1), jnp.result_type(float)
-    )
+    k = state.adam.count
+    c = moments.correction(self.b1, jnp.maximum(k, 1), jnp.result_type(float))
 
     def share(estimator: Estimator, g: Pieces, m: Pieces) -> Float[Array, "*stack"]:
       return foretold(g, m, c, len(estimator.reading.stack_shape))
@@ -346,8 +345,7 @@ class _Method:
     averages = {}
     shares = layers.each(share, layers.pieces(leaves), layers.pieces(before))
     for path, new in zip(layers.paths, shares, strict=True):
-      old = state.foretold[path]
-      averages[path] = MEMORY * old + (1 - MEMORY) * new.astype(old.dtype)
+      averages[path] = averaged(state.foretold[path], new, k)
     return averages
 
   def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""] | Literal[True]:
@@ -364,12 +362,8 @@ class _Method:
     c: Float[Array, ""],
     k: Int[Array, ""],
     r: Averages,
-    t: Int[Array, ""],
   ) -> States:
-    """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer.
-
-    ``r`` are averages over the first ``t`` steps.
-    """
+    """``R = F (A + lambda I)^(-exponent (1 - sqrt(kappa))) F`` of every layer."""
     largest = {INPUTS: self.exponent, OUTPUTS: self.output_exponent}
     largest = {side: _at(value, k) for side, value in largest.items()}
     regularize = shrunk(c, self.curvature_ema, _at(self.damping, k))
@@ -377,7 +371,7 @@ class _Method:
     def powers(
       systems: list[Statistics], previous: list[Float[Array, "..."]]
     ) -> list[Results]:
-      p = acting(layers, largest, r, t)
+      p = acting(layers, largest, r)
       return batches.row_scaled_powers(systems, regularize, p, previous, self.inverse)
 
     return layers.refresh(G, lambda e, state: e.statistics(state), powers)

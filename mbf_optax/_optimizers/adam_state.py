@@ -20,7 +20,7 @@ class MbfAdamState(NamedTuple):
     bias_correction: ``()``, the ``c`` of the block statistics: ``1 - curvature_ema **
       s`` after ``s`` statistics from a zero start, 1 after a warm start.
     foretold: by the path of every layer with matrices, ``(*stack,)``, the moving
-      average of the foretold share ``r``, not corrected for its start at zero.
+      average of the foretold share ``r``; clipped to ``[0, 1]`` it is ``kappa``.
     curvature: by the same paths, a ``BlockState`` or ``TwoSidedState``. Both are
       scalars for a tree without leaves.
   """
@@ -38,7 +38,7 @@ def init_state(
   blocks = layers.blocks
   leaves = paths.flatten(params)
   averages = {
-    e.reading.path: jnp.zeros(e.reading.stack_shape) for e in blocks.estimators
+    e.reading.path: jnp.ones(e.reading.stack_shape) for e in blocks.estimators
   }
   return MbfAdamState(
     adam=adam.init(states.zeros(params)),

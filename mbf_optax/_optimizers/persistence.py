@@ -4,7 +4,8 @@ With ``g`` the gradient of a layer and ``m^`` the bias-corrected momentum that d
 know it yet, the foretold share is ``r = <g, m^> / max(|g|^2, |m^|^2)``, in ``[-1, 1]``.
 Its moving average, clipped to ``[0, 1]``, is the layer's persistence ``kappa``: near
 one where the gradient persists (first steps, low rates, full batches), near zero where
-it is noise or oscillates.
+it is noise or oscillates. Nothing could foretell the first gradient, which is taken to
+persist: its share is one.
 """
 
 import jax.numpy as jnp
@@ -38,13 +39,19 @@ def foretold(
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
-def kappa_of(
-  averages: Float[Array, "*layers"], t: Int[Array, ""]
-) -> Float[Array, "*layers"]:
-  """``kappa`` at step ``t``, from 1 on, of averages of ``r`` that started at zero.
+def averaged(
+  average: Float[Array, "*stack"], share: Float[Array, "*stack"], k: Int[Array, ""]
+) -> Float[Array, "*stack"]:
+  """The moving average of ``r`` with the share of a gradient after ``k`` others.
 
-  At the first step nothing could be foretold, and the gradient is taken to persist.
+  Its weights add up to one. It is one before the first gradient and stays one with it,
+  so that matrices come in over the first steps: made of a few gradients, they would act
+  on their noise.
   """
-  is_first = (t <= 1).astype(averages.dtype)
-  correction = 1 - MEMORY ** (t - 1).astype(averages.dtype) + is_first
-  return jnp.clip(averages / correction + is_first, 0, 1)
+  weight = (1 - MEMORY) / (1 - MEMORY ** (k + 1).astype(average.dtype))
+  return average + jnp.where(k > 0, weight, 0) * (share.astype(average.dtype) - average)
+
+
+def kappa_of(averages: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
+  """``kappa`` of averages of ``r``."""
+  return jnp.clip(averages, 0, 1)

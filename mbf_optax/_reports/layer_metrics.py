@@ -150,8 +150,7 @@ def _of_adam(state: MbfAdamState, partition: Partition) -> _View:
   layers = Layers.of(readings).blocks
   momentum = paths.flatten(jax.tree.map(as_float, state.adam.mu))
   _check(layers, state.curvature, paths.flatten(state.adam.nu))
-  t = state.adam.count
-  kappa = {path: kappa_of(r, t) for path, r in state.foretold.items()}
+  kappa = {path: kappa_of(r) for path, r in state.foretold.items()}
   return _View(layers, momentum, dict(state.curvature), kappa, None)
 
 

@@ -151,8 +151,7 @@ def test_exact_powers_of_uneven_rows(monkeypatch):
 
 def check_persistence(state, oracle, tolerance):
   """Of every layer, and of each of a stack by itself."""
-  t = state[0].adam.count
-  found = {path: kappa_of(r, t) for path, r in state[0].foretold.items()}
+  found = {path: kappa_of(r) for path, r in state[0].foretold.items()}
   assert found.keys() == oracle.persistence.keys()
   for path, kappas in oracle.persistence.items():
     np.testing.assert_allclose(np.ravel(found[path]), kappas, atol=10 * tolerance)

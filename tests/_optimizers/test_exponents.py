@@ -6,7 +6,6 @@ import numpy as np
 from mbf_optax._estimators.estimator import INPUTS, OUTPUTS
 from mbf_optax._optimizers.exponents import acting
 from mbf_optax._optimizers.layers import Layers
-from mbf_optax._optimizers.persistence import MEMORY
 from mbf_optax._partition.layer import Layer, read
 
 LARGEST = {INPUTS: 0.75, OUTPUTS: 0.5}
@@ -18,19 +17,19 @@ LAYERS = Layers.of(
   ]
 )
 AVERAGES = {
-  "dense": jnp.float32(0.01),
-  "stack": jnp.array([0.02, -0.3, 0.005]),
+  "dense": jnp.float32(0.04),
+  "stack": jnp.array([0.1, -0.3, 1.0]),
   "kernel": jnp.float32(0.0),
 }
 
 
-def expected(path, side, t):
-  kappa = np.clip(np.asarray(AVERAGES[path], float) / (1 - MEMORY ** (t - 1)), 0, 1)
+def expected(path, side):
+  kappa = np.clip(np.asarray(AVERAGES[path], float), 0, 1)
   return LARGEST[side] * (1 - np.sqrt(kappa))
 
 
 def test_every_layer_and_side_has_its_own():
-  found = acting(LAYERS, LARGEST, AVERAGES, jnp.int32(4))
+  found = acting(LAYERS, LARGEST, AVERAGES)
   sides = [(e.reading.path, side) for e in LAYERS.estimators for side in e.sides]
   assert sides == [
     ("stack", INPUTS),
@@ -41,10 +40,4 @@ def test_every_layer_and_side_has_its_own():
   ]
   for (path, side), index in zip(sides, found.indices, strict=True):
     assert index.shape == np.shape(AVERAGES[path])
-    np.testing.assert_allclose(found.values[index], expected(path, side, 4), rtol=1e-5)
-
-
-def test_the_first_gradient_is_taken_to_persist():
-  nothing = {path: jnp.zeros_like(r) for path, r in AVERAGES.items()}
-  found = acting(LAYERS, LARGEST, nothing, jnp.int32(1))
-  np.testing.assert_array_equal(found.values, 0)
+    np.testing.assert_allclose(found.values[index], expected(path, side), rtol=1e-5)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._optimizers.persistence import MEMORY, foretold, kappa_of
+from mbf_optax._optimizers.persistence import MEMORY, averaged, foretold, kappa_of
 
-SHAPE = (40, 30)
+SHAPE, STEPS = (40, 30), 20
 PARTITION = mbf_optax.flax_partition("shared")
 
 
@@ -19,8 +19,9 @@ def share(g, m_hat, stack_ndim=0, correction=0.3):
   return foretold((g[:3], g[3:]), (m[:3], m[3:]), c, stack_ndim)
 
 
-def kappa(average, t):
-  return kappa_of(jnp.float32(average), jnp.int32(t))
+def weight_of_the_first(t):
+  """Of the share of the first gradient, which is one, in the average at ``t``."""
+  return (1 - MEMORY) * MEMORY ** (t - 1) / (1 - MEMORY**t)
 
 
 def vectors(seed=0, shape=SHAPE):
@@ -63,12 +64,30 @@ def test_nothing_is_foretold_of_or_by_nothing():
     assert share(a, b) == 0
 
 
-def test_the_average_is_corrected_for_its_start_and_clipped():
-  assert kappa(0.0, 1) == 1
-  for t in (2, 3, 20):
-    np.testing.assert_allclose(kappa(0.3 * (1 - MEMORY ** (t - 1)), t), 0.3, rtol=1e-5)
-  assert kappa(-0.05, 5) == 0
-  assert kappa(1.1, 500) == 1
+def average_of(shares):
+  average = jnp.float32(1)
+  for k, share in enumerate(shares):
+    average = averaged(average, jnp.float32(share), jnp.int32(k))
+  return average
+
+
+def test_persistence_is_a_moving_average_corrected_for_its_start():
+  shares = np.random.default_rng(0).uniform(-1, 1, STEPS)
+  shares[0] = 1
+  for t in range(1, STEPS + 1):
+    weights = MEMORY ** np.arange(t)[::-1]
+    expected = np.sum(weights * shares[:t]) / np.sum(weights)
+    np.testing.assert_allclose(average_of(shares[:t]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [0.0, -1.0, 0.5])
+def test_nothing_could_foretell_the_first_gradient(said):
+  """Whatever is said about it, its share is exactly one."""
+  assert average_of([said]) == 1
+
+
+def test_persistence_is_clipped():
+  np.testing.assert_array_equal(kappa_of(jnp.float32([-0.5, 0.5, 1.5])), [0, 0.5, 1])
 
 
 @jax.jit
@@ -92,9 +111,6 @@ def stream(factors, noise=None):
   return jnp.asarray(np.float32(factors)[:, None, None] * base)
 
 
-STEPS = 20
-
-
 @pytest.mark.parametrize("b1", [0.0, 0.9])
 def test_a_constant_gradient_persists(b1):
   kappas, exponents = kappas_of(stream(np.ones(STEPS)), b1)
@@ -112,8 +128,8 @@ def test_an_alternating_gradient_does_not(b1):
 def test_noise_does_not():
   noise = np.random.default_rng(1).normal(size=(STEPS, *SHAPE))
   kappas, _ = kappas_of(stream(np.ones(STEPS), noise), 0.9)
-  assert kappas[0] == 1
-  assert np.all(kappas[1:] < 0.1)
+  expected = [weight_of_the_first(t) for t in range(1, STEPS + 1)]
+  np.testing.assert_allclose(kappas, expected, atol=0.1)
 
 
 def test_a_gradient_of_which_half_is_noise_persists_by_its_other_half():
@@ -128,12 +144,13 @@ def test_a_gradient_of_which_half_is_noise_persists_by_its_other_half():
 @pytest.mark.parametrize("ratio", [0.5, 2.0])
 def test_a_geometric_gradient_persists_by_its_ratio(ratio):
   kappas, _ = kappas_of(stream(ratio ** np.arange(STEPS)), 0.0)
-  np.testing.assert_allclose(kappas, [1] + (STEPS - 1) * [0.5], rtol=1e-5)
+  first = np.array([weight_of_the_first(t) for t in range(1, STEPS + 1)])
+  np.testing.assert_allclose(kappas, 0.5 + 0.5 * first, rtol=1e-4)
 
 
 def test_persistence_forgets_by_a_tenth_a_step():
-  """Two steps foretold, and then none."""
+  """Three steps that persist, and then none."""
   kappas, _ = kappas_of(stream([1.0] * 3 + [0.0] * 17), 0.0)
-  past = 1 - MEMORY**2
-  expected = [past * MEMORY**i / (1 - MEMORY ** (2 + i)) for i in range(18)]
+  past = 1 - MEMORY**3
+  expected = [past * MEMORY**i / (1 - MEMORY ** (3 + i)) for i in range(18)]
   np.testing.assert_allclose(kappas[2:], expected, rtol=1e-4)
