@@ -4,19 +4,21 @@ python -m benchmarks.swap
 python -m benchmarks.swap --problems vae convnet --optimizers adam mbf_adam --seeds 1
 python -m benchmarks.swap --variant 'slow={"curvature_ema": 0.99}'
 python -m benchmarks.swap ppo --task cartpole --seeds 24
+python -m benchmarks.swap first --optimizers adam mbf_adam --seeds 30
 python -m benchmarks.swap report
 """
 
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import matplotlib
 from tqdm import tqdm
 
-from benchmarks.swap import ppo, report, runs
+from benchmarks.swap import first_steps, ppo, report, runs
 from benchmarks.swap.optimizers import OPTIMIZERS, Optimizer, variant
+from benchmarks.swap.problem import Problem
 from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
 
 _SETS = {"tuning": TUNING, "held_out": HELD_OUT}
@@ -32,28 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _problems(arguments: Sequence[str]) -> None:
-  parser = _parser(seeds=3)
-  parser.add_argument(
-    "--problems",
-    nargs="+",
-    choices=[*PROBLEMS, *_SETS],
-    default=list(PROBLEMS),
-    metavar="NAME",
-    help=f"tuning, held_out, or of {', '.join(PROBLEMS)}",
-  )
-  parser.add_argument(
-    "--data-dir",
-    type=pathlib.Path,
-    help="folder of tinyshakespeare.txt and cora.npz; without it others stand in",
-  )
-  options = parser.parse_args(arguments)
-  named = [_SETS.get(name, (name,)) for name in options.problems]
-  for name in tqdm(dict.fromkeys(sum(named, ())), desc="problems"):
-    problem = PROBLEMS[name](options.data_dir)
-    if problem.note:
-      tqdm.write(f"{name}: {problem.note}")
+  options = _problem_parser(seeds=3).parse_args(arguments)
+  for problem in _chosen(options):
     for chosen in _optimizers(options).items():
-      runs.train((name, problem), chosen, *_rest(options))
+      runs.train(problem, chosen, *_rest(options))
+  _report(["--out", str(options.out)])
+
+
+def _first(arguments: Sequence[str]) -> None:
+  options = _problem_parser(seeds=30).parse_args(arguments)
+  for problem in _chosen(options):
+    chosen = _optimizers(options)
+    first_steps.train(problem, chosen, options.seeds, options.out, options.resume)
   _report(["--out", str(options.out)])
 
 
@@ -72,6 +64,33 @@ def _report(arguments: Sequence[str]) -> None:
   folder = parser.parse_args(arguments).out
   print(report.write(folder))
   print(f"The tables are in {folder}/swap.md, the picture in {folder}/swap.png.")
+
+
+def _problem_parser(seeds: int) -> argparse.ArgumentParser:
+  parser = _parser(seeds)
+  parser.add_argument(
+    "--problems",
+    nargs="+",
+    choices=[*PROBLEMS, *_SETS],
+    default=list(PROBLEMS),
+    metavar="NAME",
+    help=f"tuning, held_out, or of {', '.join(PROBLEMS)}",
+  )
+  parser.add_argument(
+    "--data-dir",
+    type=pathlib.Path,
+    help="folder of tinyshakespeare.txt and cora.npz; without it others stand in",
+  )
+  return parser
+
+
+def _chosen(options: argparse.Namespace) -> Iterator[tuple[str, Problem]]:
+  named = [_SETS.get(name, (name,)) for name in options.problems]
+  for name in tqdm(dict.fromkeys(sum(named, ())), desc="problems"):
+    problem = PROBLEMS[name](options.data_dir)
+    if problem.note:
+      tqdm.write(f"{name}: {problem.note}")
+    yield name, problem
 
 
 def _parser(seeds: int) -> argparse.ArgumentParser:
@@ -124,6 +143,7 @@ def _rest(options: argparse.Namespace) -> tuple[Sequence[int], pathlib.Path, boo
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
   "problems": _problems,
   "ppo": _ppo,
+  "first": _first,
   "report": _report,
 }
 

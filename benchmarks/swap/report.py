@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.figure
 
 from benchmarks.paper.report import axes, colors, table
-from benchmarks.swap import results, statistics
+from benchmarks.swap import first_steps, results, statistics
 from benchmarks.swap.optimizers import OPTIMIZERS
 from benchmarks.swap.problems import HELD_OUT, TUNING
 from benchmarks.swap.statistics import ByOptimizer, BySeed, Ratio
@@ -46,6 +46,7 @@ def write(folder: pathlib.Path) -> str:
     parts += [_section(title, groups, part) for title, part in found.items()]
     parts.append(_notes(groups))
     picture(next(iter(found.values()))).savefig(folder / "swap.png", dpi=110)
+  parts.append(_first(first_steps.load(folder)))
   parts += [_returns(name, group) for name, group in returns.items()]
   text = "\n\n".join(part for part in parts if part) + "\n"
   (folder / "swap.md").write_text(text)
@@ -140,6 +141,22 @@ def _notes(groups: dict[str, ByOptimizer]) -> str:
   notes = {(run["problem"], run["note"]) for run in runs if run["note"]}
   lines += [f"{problem} has {note}." for problem, note in sorted(notes)]
   return "\n".join(f"- {line}" for line in lines)
+
+
+def _first(found: dict[str, dict[str, list[float]]]) -> str:
+  """The first steps alone, the worst problem first."""
+  shares = [
+    (statistics.ratio(losses, of_problem["adam"]), name, optimizer, len(losses))
+    for name, of_problem in found.items()
+    for optimizer, losses in of_problem.items()
+    if optimizer != "adam" and len(losses) == len(of_problem.get("adam", ()))
+  ]
+  if not shares:
+    return ""
+  shares.sort(reverse=True)
+  rows = [[name, optimizer, seeds, _cell(r)] for r, name, optimizer, seeds in shares]
+  lines = table(["problem", "optimizer", "seeds", "over Adam's"], rows)
+  return f"## Training loss of the first 20 steps, more seeds\n\n{lines}"
 
 
 def _returns(task: str, group: ByOptimizer) -> str:

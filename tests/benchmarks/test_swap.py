@@ -17,6 +17,7 @@ from benchmarks.swap import __main__ as command
 from benchmarks.swap import (
   data,
   environments,
+  first_steps,
   ppo,
   report,
   runs,
@@ -136,6 +137,35 @@ def test_command_writes_all(tmp_path, monkeypatch, capsys):
   command.main(["report", *out])
   assert (tmp_path / "swap.md").read_text() in printed
   assert (tmp_path / "swap.png").exists()
+
+
+def test_first_steps_are_those_of_whole_trainings(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(command, "PROBLEMS", {"vae": lambda folder: quadratic()})
+  options = ["--problems", "vae", "--optimizers", "adam", "mbf_adam"]
+  options += ["--seeds", "2", "--out", str(tmp_path)]
+  command.main(options)
+  command.main(["first", *options])
+  found = first_steps.load(tmp_path)["vae"]
+  for name, losses in found.items():
+    whole = [tmp_path / f"vae/{name}-{seed}.json" for seed in range(2)]
+    expected = [json.loads(file.read_text())["first"] for file in whole]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+  share = np.mean(found["mbf_adam"]) / np.mean(found["adam"])
+  title, printed = "Training loss of the first 20 steps, more", capsys.readouterr().out
+  assert f"{share:.3f} ±" in printed.split(title)[1]
+
+
+def test_first_steps_are_kept(tmp_path):
+  task = "quadratic", quadratic()
+  first_steps.train(task, {"adam": SGD}, 2, tmp_path, resume=True)
+  kept = first_steps.load(tmp_path)["quadratic"]["adam"]
+  faster = {"adam": SGD._replace(build=lambda rate, partition: optax.sgd(0.3))}
+  first_steps.train(task, faster, 2, tmp_path, resume=True)
+  assert first_steps.load(tmp_path)["quadratic"]["adam"] == kept
+  first_steps.train(task, faster, 3, tmp_path, resume=True)
+  assert len(first_steps.load(tmp_path)["quadratic"]["adam"]) == 3
+  first_steps.train(task, {"adam": SGD}, 3, tmp_path, resume=False)
+  assert first_steps.load(tmp_path)["quadratic"]["adam"][:2] == kept
 
 
 def test_the_readme_has_the_numbers_of_the_page():
