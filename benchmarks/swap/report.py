@@ -35,22 +35,27 @@ def write(folder: pathlib.Path) -> str:
   groups = statistics.grouped(results.load(folder))
   groups = {name: group for name, group in groups.items() if "adam" in group}
   returns = statistics.grouped(results.load(folder / "ppo"))
-  if not any(len(group) > 1 for group in groups.values()) and not returns:
+  compared, first = any(map(_has_others, groups.values())), first_steps.load(folder)
+  if not (compared or first or returns):
     raise SystemExit(
       f"{folder} holds no problem with results of adam and of another optimizer; run"
       " python -m benchmarks.swap first, or give the folder with --out"
     )
   parts = []
-  if any(len(group) > 1 for group in groups.values()):
+  if compared:
     found = {title: ratios(groups, q) for title, q in _QUANTITIES.items()}
     parts += [_section(title, groups, part) for title, part in found.items()]
     parts.append(_notes(groups))
     picture(next(iter(found.values()))).savefig(folder / "swap.png", dpi=110)
-  parts.append(_first(first_steps.load(folder)))
+  parts.append(_first(first))
   parts += [_returns(name, group) for name, group in returns.items()]
   text = "\n\n".join(part for part in parts if part) + "\n"
   (folder / "swap.md").write_text(text)
   return text
+
+
+def _has_others(group: ByOptimizer) -> bool:
+  return len(group) > 1
 
 
 def ratios(groups: dict[str, ByOptimizer], quantity: Quantity) -> Ratios:

@@ -146,6 +146,9 @@ def test_first_steps_are_those_of_whole_trainings(tmp_path, monkeypatch, capsys)
   command.main(options)
   command.main(["first", *options])
   found = first_steps.load(tmp_path)["vae"]
+  alone = tmp_path / "alone"
+  command.main(["first", *options[:-1], str(alone)])
+  assert first_steps.load(alone)["vae"] == found
   for name, losses in found.items():
     whole = [tmp_path / f"vae/{name}-{seed}.json" for seed in range(2)]
     expected = [json.loads(file.read_text())["first"] for file in whole]
