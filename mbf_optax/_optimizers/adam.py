@@ -51,7 +51,7 @@ from mbf_optax._optimizers.layers import (
   is_always,
   when,
 )
-from mbf_optax._optimizers.persistence import averaged, foretold
+from mbf_optax._optimizers.persistence import averaged, foretold, weight_of_the_next
 from mbf_optax._optimizers.shrinkage import shrunk
 from mbf_optax._partition import reading
 from mbf_optax._partition.blocks import Pieces
@@ -342,10 +342,10 @@ class _Method:
     def share(estimator: Estimator, g: Pieces, m: Pieces) -> Float[Array, "*stack"]:
       return foretold(g, m, c, len(estimator.reading.stack_shape))
 
-    averages = {}
+    averages, weight = {}, weight_of_the_next(k)
     shares = layers.each(share, layers.pieces(leaves), layers.pieces(before))
     for path, new in zip(layers.paths, shares, strict=True):
-      averages[path] = averaged(state.foretold[path], new, k)
+      averages[path] = averaged(state.foretold[path], new, weight)
     return averages
 
   def _is_due(self, k: Int[Array, ""]) -> Bool[Array, ""] | Literal[True]:

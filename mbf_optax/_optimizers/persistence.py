@@ -39,17 +39,26 @@ def foretold(
   return jnp.where(jnp.isfinite(share), share, 0)
 
 
-def averaged(
-  average: Float[Array, "*stack"], share: Float[Array, "*stack"], k: Int[Array, ""]
-) -> Float[Array, "*stack"]:
-  """The moving average of ``r`` with the share of a gradient after ``k`` others.
+def weight_of_the_next(k: Int[Array, ""]) -> Float[Array, ""]:
+  """Weight in the moving average of ``r`` of a gradient that comes after ``k`` others.
 
-  Its weights add up to one. It is one before the first gradient and stays one with it,
-  so that matrices come in over the first steps: made of a few gradients, they would act
-  on their noise.
+  All weights add up to one. The first gradient, which nothing could foretell, leaves
+  the average at the one that it starts at. So matrices come in over the first steps:
+  made of a few gradients, they would act on their noise.
   """
-  weight = (1 - MEMORY) / (1 - MEMORY ** (k + 1).astype(average.dtype))
-  return average + jnp.where(k > 0, weight, 0) * (share.astype(average.dtype) - average)
+  weight = (1 - MEMORY) / (1 - MEMORY ** (k + 1).astype(jnp.result_type(float)))
+  return jnp.where(k > 0, weight, 0)
+
+
+def averaged(
+  average: Float[Array, "*stack"],
+  share: Float[Array, "*stack"],
+  weight: Float[Array, ""],
+) -> Float[Array, "*stack"]:
+  """The moving average of ``r`` with one more share."""
+  return average + weight.astype(average.dtype) * (
+    share.astype(average.dtype) - average
+  )
 
 
 def kappa_of(averages: Float[Array, "*layers"]) -> Float[Array, "*layers"]:

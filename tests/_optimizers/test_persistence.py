@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import mbf_optax
-from mbf_optax._optimizers.persistence import MEMORY, averaged, foretold, kappa_of
+from mbf_optax._optimizers.persistence import (
+  MEMORY,
+  averaged,
+  foretold,
+  kappa_of,
+  weight_of_the_next,
+)
 
 SHAPE, STEPS = (40, 30), 20
 PARTITION = mbf_optax.flax_partition("shared")
@@ -67,7 +73,7 @@ def test_nothing_is_foretold_of_or_by_nothing():
 def average_of(shares):
   average = jnp.float32(1)
   for k, share in enumerate(shares):
-    average = averaged(average, jnp.float32(share), jnp.int32(k))
+    average = averaged(average, jnp.float32(share), weight_of_the_next(jnp.int32(k)))
   return average
 
 
