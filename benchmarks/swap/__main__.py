@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _problems(arguments: Sequence[str]) -> None:
   options = _problem_parser(seeds=3).parse_args(arguments)
   for problem in _chosen(options):
-    for chosen in _optimizers(options).items():
-      runs.train(problem, chosen, *_rest(options))
+    runs.train(problem, _optimizers(options), *_rest(options))
   _report(["--out", str(options.out)])
 
 

@@ -21,7 +21,9 @@ def losses(problem: Problem, optimizer: Optimizer, seeds: int) -> list[float]:
     problem, steps=training.FIRST, held_out=lambda params: jnp.zeros(())
   )
   run = training.trainer(brief, optimizer.build(problem.rate, problem.partition))
-  return [run(seed).first for seed in range(seeds)]
+  trainings = {str(seed): run(seed) for seed in range(seeds)}
+  found = training.in_turn(trainings)
+  return [found[seed].first for seed in trainings]
 
 
 def load(folder: pathlib.Path) -> dict[str, dict[str, list[float]]]:

@@ -170,16 +170,18 @@ def _returns(task: str, group: ByOptimizer) -> str:
     name: [runs[seed]["return"] for seed in sorted(runs)]
     for name, runs in group.items()
   }
-  adam = statistics.mean(values["adam"]).value if "adam" in values else math.nan
+  nothing = Ratio(math.nan, math.nan)
+  adam = statistics.mean(values["adam"]) if "adam" in values else nothing
   rows = []
   for name in _ordered(values):
     mean, low = statistics.mean(values[name]), min(values[name])
     # Where returns are costs, as pendulum's are, half of them is twice the cost.
-    limit = adam * _COLLAPSED if adam > 0 else adam / _COLLAPSED
+    limit = adam.value * (_COLLAPSED if adam.value > 0 else 1 / _COLLAPSED)
     collapsed = sum(value < limit for value in values[name])
-    share = f"{mean.value / adam:.3f}"
     spread = f"{mean.value:.1f} ± {mean.error:.1f}"
-    rows.append([name, len(values[name]), spread, share, f"{low:.1f}", collapsed])
+    share = statistics.quotient(mean, adam)
+    over = "1.000" if name == "adam" else f"{share.value:.3f} ± {share.error:.3f}"
+    rows.append([name, len(values[name]), spread, over, f"{low:.1f}", collapsed])
   titles = ["optimizer", "seeds", "return", "over Adam's", "worst seed", "collapsed"]
   note = (
     "Return of the episodes of the last 20 updates, mean and standard error over seeds;"

@@ -16,37 +16,40 @@ _PARTS = 10  # of a training in reinforcement learning, whose mean returns are k
 
 def train(
   problem: tuple[str, Problem],
-  optimizer: tuple[str, Optimizer],
+  optimizers: Mapping[str, Optimizer],
   seeds: Sequence[int],
   folder: pathlib.Path,
   resume: bool = True,
-) -> list[int]:
-  """Trains a problem with an optimizer from every seed whose result is missing.
+) -> dict[str, list[int]]:
+  """Trains a problem with optimizers from every seed whose result is missing.
+
+  All of a seed in turn, since a machine is faster one minute than the next.
 
   Args:
     problem: its name and itself.
-    optimizer: its name and itself.
+    optimizers: by name.
     seeds: one training each.
     folder: of the results.
     resume: whether results that are there already are kept, if they were made with the
       same settings.
 
   Returns:
-    The seeds that were trained.
+    The seeds that were trained, by optimizer.
   """
   name, task = problem
-  wanted = _wanted(name, optimizer) | {
-    "title": task.name,
-    "rate": task.rate,
-    "steps": task.steps,
-    "note": task.note,
+  of_task = {key: getattr(task, key) for key in ("rate", "steps", "note")}
+  of_task["title"] = task.name
+  wanted = {key: _wanted(name, (key, o)) | of_task for key, o in optimizers.items()}
+  missing = {key: _missing(folder, w, seeds, resume) for key, w in wanted.items()}
+  runs = {
+    key: training.trainer(task, optimizers[key].build(task.rate, task.partition))
+    for key, of_optimizer in missing.items()
+    if of_optimizer
   }
-  missing = _missing(folder, wanted, seeds, resume)
-  if missing:
-    tx = optimizer[1].build(task.rate, task.partition)
-    run = training.trainer(task, tx)
-  for seed in missing:
-    _save(folder, wanted, seed, run(seed)._asdict())
+  for seed in seeds:
+    chosen = {key: run(seed) for key, run in runs.items() if seed in missing[key]}
+    for key, found in training.in_turn(chosen).items():
+      _save(folder, wanted[key], seed, found._asdict())
   return missing
 
 

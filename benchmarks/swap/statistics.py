@@ -84,6 +84,12 @@ def ratio(own: Sequence[float], base: Sequence[float]) -> Ratio:
   return Ratio(value, float(deviation / abs(np.mean(base))))
 
 
+def quotient(own: Ratio, base: Ratio) -> Ratio:
+  """Of two means that have nothing in common, by the delta method."""
+  value = own.value / base.value
+  return Ratio(value, math.hypot(own.error, value * base.error) / abs(base.value))
+
+
 def geometric_mean(ratios: Sequence[Ratio]) -> Ratio:
   """The geometric mean over problems, with the standard error that the seeds leave."""
   mean = float(np.exp(np.mean([math.log(ratio.value) for ratio in ratios])))

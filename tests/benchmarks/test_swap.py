@@ -92,7 +92,8 @@ def test_batches_depend_on_the_step_and_the_key_alone():
 @pytest.mark.parametrize("scanned", [True, False])
 def test_training_follows_closed_form(scanned):
   problem = dataclasses.replace(quadratic(), scanned=scanned)
-  run = training.trainer(problem, optax.sgd(0.1))(0)
+  train = training.trainer(problem, optax.sgd(0.1))
+  run = training.in_turn({"sgd": train(0)})["sgd"]
   shrunk = 0.9 ** (2 * np.arange(41))  # squares after every step; 2 of them
   np.testing.assert_allclose(run.held_out, 2 * shrunk[::4], rtol=1e-5)
   np.testing.assert_allclose(run.first, shrunk[:20].mean(), rtol=1e-5)
@@ -107,17 +108,36 @@ def test_length_that_does_not_divide():
 
 def test_resume(tmp_path):
   task = "quadratic", quadratic()
-  assert runs.train(task, ("adam", SGD), [0, 1], tmp_path) == [0, 1]
+
+  def trained(seeds, problem=task, optimizer=SGD, resume=True):
+    return runs.train(problem, {"adam": optimizer}, seeds, tmp_path, resume)["adam"]
+
+  assert trained([0, 1]) == [0, 1]
   kept = (tmp_path / "quadratic/adam-1.json").read_text()
-  assert runs.train(task, ("adam", SGD), [0, 1, 2], tmp_path) == [2]
+  assert trained([0, 1, 2]) == [2]
   (tmp_path / "quadratic/adam-0.json").unlink()
-  assert runs.train(task, ("adam", SGD), [0, 1, 2], tmp_path) == [0]
+  assert trained([0, 1, 2]) == [0]
   assert (tmp_path / "quadratic/adam-1.json").read_text() == kept
-  assert runs.train(task, ("adam", SGD), [1], tmp_path, resume=False) == [1]
+  assert trained([1], resume=False) == [1]
   other = SGD._replace(settings={"momentum": 0.9})
-  assert runs.train(task, ("adam", other), [1], tmp_path) == [1]
+  assert trained([1], optimizer=other) == [1]
   newer = "quadratic", quadratic(60)
-  assert runs.train(newer, ("adam", other), [1], tmp_path) == [1]
+  assert trained([1], newer, other) == [1]
+
+
+def test_trainings_take_turns():
+  order = []
+
+  def training_of(name, tenths):
+    for tenth in range(tenths):
+      order.append((name, tenth))
+      yield
+    return name.upper()
+
+  lengths = {"a": 2, "b": 3}
+  going = {name: training_of(name, tenths) for name, tenths in lengths.items()}
+  assert training.in_turn(going) == {"a": "A", "b": "B"}
+  assert [tenth for _, tenth in order] == [0, 0, 1, 1, 2]
 
 
 def test_command_writes_all(tmp_path, monkeypatch, capsys):
@@ -253,6 +273,18 @@ def test_ratio_and_its_error_against_a_simulation():
   values = np.array([ratio.value for ratio in found])
   errors = np.array([ratio.error for ratio in found])
   np.testing.assert_allclose(values.mean(), 0.8, rtol=1e-3)
+  np.testing.assert_allclose(np.sqrt((errors**2).mean()), values.std(), rtol=0.05)
+
+
+def test_quotient_and_its_error_against_a_simulation():
+  """Costs as returns have them: negative, and of other seeds for each."""
+  rng = np.random.default_rng(0)
+  base, own = (-2 + 0.3 * rng.normal(size=(4000, n)) for n in (24, 72))
+  means = [map(statistics.mean, pair) for pair in zip(0.8 * own, base, strict=True)]
+  found = [statistics.quotient(*pair) for pair in means]
+  values = np.array([ratio.value for ratio in found])
+  errors = np.array([ratio.error for ratio in found])
+  np.testing.assert_allclose(values.mean(), 0.8, rtol=2e-3)
   np.testing.assert_allclose(np.sqrt((errors**2).mean()), values.std(), rtol=0.05)
 
 
