@@ -222,6 +222,55 @@ def test_the_readme_has_the_numbers_of_the_page():
   assert said in readme
 
 
+def test_the_readme_has_the_returns_of_the_page():
+  found = {}
+  for section in (RESULTS / "swap.md").read_text().split("\n## PPO, ")[1:]:
+    task, *lines = section.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if "|" in line]
+    found[task] = {row[1]: row for row in rows[2:]}
+
+  def cell(task, optimizer):
+    row = found[task].get(optimizer)
+    return f"{float(row[4].split()[0]):.2f}" if row else "-"
+
+  expected = [
+    f"{cell('cartpole', name)}, {cell('pendulum', name)}"
+    for name in ("mbf_adam", "soap", "muon", "nadam")
+  ]
+  readme = (RESULTS.parents[2] / "README.md").read_text()
+  (line,) = (line for line in readme.splitlines() if line.startswith("| PPO"))
+  assert [cell.strip() for cell in line.split("|")[2:-1]] == expected
+  (said,) = (line for line in readme.splitlines() if line.startswith("PPO from"))
+  for task, seeds in (("cartpole", 96), ("pendulum", 72)):
+    for name in ("adam", "mbf_adam"):
+      assert found[task][name][2] == str(seeds)
+  returns, costs = (found[task]["mbf_adam"][4] for task in ("cartpole", "pendulum"))
+  assert f"{returns} of Adam's return on CartPole" in said
+  assert f"{costs} of its cost on Pendulum" in said
+  collapsed = [
+    found[task][name][6]
+    for task in ("cartpole", "pendulum")
+    for name in ("adam", "mbf_adam")
+  ]
+  sentence = (
+    "on CartPole {} seeds of Adam's collapse and {} of its own, on Pendulum {} and {}"
+  )
+  assert sentence.format(*collapsed) in said
+
+
+def test_the_readme_has_the_worst_of_the_first_steps():
+  shares = {
+    name: statistics.ratio(losses["mbf_adam"], losses["adam"])
+    for name, losses in first_steps.load(RESULTS).items()
+  }
+  assert list(shares) == list(PROBLEMS)
+  worst = max(shares, key=lambda name: shares[name].value)
+  assert worst == "noisy"
+  above, error = 100 * (shares[worst].value - 1), 100 * shares[worst].error
+  readme = (RESULTS.parents[2] / "README.md").read_text()
+  assert f"above Adam's by {above:.1f} ± {error:.1f} % on the noisiest" in readme
+
+
 def test_nothing_to_report(tmp_path):
   with pytest.raises(SystemExit, match=r"adam.*run python -m benchmarks.swap"):
     report.write(tmp_path)
