@@ -20,7 +20,7 @@ def measured(state: Any) -> dict[str, np.ndarray]:
   """``1 - sqrt(persistence)`` of every layer, the mean over stacked layers.
 
   Args:
-    state: with any leading axes ``(settings, seeds)``, which a counter has not.
+    state: with any leading axes ``(settings, seeds)``.
 
   Returns:
     Arrays of those axes by metric.

@@ -1,5 +1,9 @@
 """Swaps Adam for mbf_adam and others, at Adam's usual learning rate, nothing tuned.
 
+Without a command whole trainings of all problems; ``first`` is their first 20 steps
+alone, from more seeds; ``ppo`` is reinforcement learning; ``report`` makes the tables
+and the picture anew.
+
 python -m benchmarks.swap
 python -m benchmarks.swap --problems vae convnet --optimizers adam mbf_adam --seeds 1
 python -m benchmarks.swap --variant 'slow={"curvature_ema": 0.99}'
@@ -16,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import matplotlib
 from tqdm import tqdm
 
-from benchmarks.swap import first_steps, ppo, report, runs
+from benchmarks.swap import ppo, report, runs
 from benchmarks.swap.optimizers import OPTIMIZERS, Optimizer, variant
 from benchmarks.swap.problem import Problem
 from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
@@ -43,8 +47,7 @@ def _problems(arguments: Sequence[str]) -> None:
 def _first(arguments: Sequence[str]) -> None:
   options = _problem_parser(seeds=30).parse_args(arguments)
   for problem in _chosen(options):
-    chosen = _optimizers(options)
-    first_steps.train(problem, chosen, options.seeds, options.out, options.resume)
+    runs.begin(problem, _optimizers(options), *_rest(options))
   _report(["--out", str(options.out)])
 
 
@@ -62,7 +65,9 @@ def _report(arguments: Sequence[str]) -> None:
   _add_folder(parser)
   folder = parser.parse_args(arguments).out
   print(report.write(folder))
-  print(f"The tables are in {folder}/swap.md, the picture in {folder}/swap.png.")
+  print(
+    f"The tables are in {folder}/swap.md, a picture of whole trainings beside them."
+  )
 
 
 def _problem_parser(seeds: int) -> argparse.ArgumentParser:
@@ -115,7 +120,7 @@ def _parser(seeds: int) -> argparse.ArgumentParser:
     metavar="NAME=JSON",
     help="mbf_adam with other arguments, beside the optimizers; may be repeated",
   )
-  parser.add_argument("--seeds", type=int, default=seeds)
+  parser.add_argument("--seeds", type=int, default=seeds, help="%(default)s by default")
   parser.add_argument(
     "--resume",
     action=argparse.BooleanOptionalAction,

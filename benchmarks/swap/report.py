@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.figure
 
 from benchmarks.paper.report import axes, colors, table
-from benchmarks.swap import first_steps, results, statistics
+from benchmarks.swap import results, statistics
 from benchmarks.swap.optimizers import OPTIMIZERS
 from benchmarks.swap.problems import HELD_OUT, TUNING
 from benchmarks.swap.statistics import ByOptimizer, BySeed, Ratio
@@ -15,10 +15,11 @@ from benchmarks.swap.statistics import ByOptimizer, BySeed, Ratio
 Quantity = Callable[[BySeed, BySeed], Ratio]
 Ratios = dict[str, dict[str, Ratio]]
 
+_FIRST = "Training loss of the first 20 steps over Adam's"
 _QUANTITIES: dict[str, Quantity] = {
   "Held-out loss over Adam's at equal steps": statistics.at_equal_steps,
   "Held-out loss over Adam's at equal seconds": statistics.at_equal_seconds,
-  "Training loss of the first 20 steps over Adam's": statistics.first_steps,
+  _FIRST: statistics.first_steps,
 }
 _COLLAPSED = 0.5  # of Adam's mean return
 
@@ -35,11 +36,12 @@ def write(folder: pathlib.Path) -> str:
   groups = statistics.grouped(results.load(folder))
   groups = {name: group for name, group in groups.items() if "adam" in group}
   returns = statistics.grouped(results.load(folder / "ppo"))
-  compared, first = any(map(_has_others, groups.values())), first_steps.load(folder)
-  if not (compared or first or returns):
+  compared = any(map(_has_others, groups.values()))
+  begun = statistics.grouped(results.first_steps(folder))
+  if not (compared or begun or returns):
     raise SystemExit(
       f"{folder} holds no problem with results of adam and of another optimizer; run"
-      " python -m benchmarks.swap first, or give the folder with --out"
+      " python -m benchmarks.swap, or give the folder with --out"
     )
   parts = []
   if compared:
@@ -47,7 +49,9 @@ def write(folder: pathlib.Path) -> str:
     parts += [_section(title, groups, part) for title, part in found.items()]
     parts.append(_notes(groups))
     picture(next(iter(found.values()))).savefig(folder / "swap.png", dpi=110)
-  parts.append(_first(first))
+  if begun:
+    found = ratios(begun, statistics.first_steps)
+    parts.append(_section(f"{_FIRST}, more seeds", begun, found))
   parts += [_returns(name, group) for name, group in returns.items()]
   text = "\n\n".join(part for part in parts if part) + "\n"
   (folder / "swap.md").write_text(text)
@@ -148,22 +152,6 @@ def _notes(groups: dict[str, ByOptimizer]) -> str:
   return "\n".join(f"- {line}" for line in lines)
 
 
-def _first(found: dict[str, dict[str, list[float]]]) -> str:
-  """The first steps alone, the worst problem first."""
-  shares = [
-    (statistics.ratio(losses, of_problem["adam"]), name, optimizer, len(losses))
-    for name, of_problem in found.items()
-    for optimizer, losses in of_problem.items()
-    if optimizer != "adam" and len(losses) == len(of_problem.get("adam", ()))
-  ]
-  if not shares:
-    return ""
-  shares.sort(reverse=True)
-  rows = [[name, optimizer, seeds, _cell(r)] for r, name, optimizer, seeds in shares]
-  lines = table(["problem", "optimizer", "seeds", "over Adam's"], rows)
-  return f"## Training loss of the first 20 steps, more seeds\n\n{lines}"
-
-
 def _returns(task: str, group: ByOptimizer) -> str:
   """Returns of reinforcement learning, the more the better."""
   values = {
@@ -179,9 +167,9 @@ def _returns(task: str, group: ByOptimizer) -> str:
     limit = adam.value * (_COLLAPSED if adam.value > 0 else 1 / _COLLAPSED)
     collapsed = sum(value < limit for value in values[name])
     spread = f"{mean.value:.1f} ± {mean.error:.1f}"
-    share = statistics.quotient(mean, adam)
-    over = "1.000" if name == "adam" else f"{share.value:.3f} ± {share.error:.3f}"
-    rows.append([name, len(values[name]), spread, over, f"{low:.1f}", collapsed])
+    # Not paired by seed: in one batch with others a seed's return is another one.
+    share = "1.000" if name == "adam" else _cell(statistics.quotient(mean, adam), "")
+    rows.append([name, len(values[name]), spread, share, f"{low:.1f}", collapsed])
   titles = ["optimizer", "seeds", "return", "over Adam's", "worst seed", "collapsed"]
   note = (
     "Return of the episodes of the last 20 updates, mean and standard error over seeds;"
@@ -198,7 +186,7 @@ def _optimizers(found: Ratios) -> list[str]:
   return _ordered({name: None for row in found.values() for name in row})
 
 
-def _cell(found: Ratio | None) -> str:
+def _cell(found: Ratio | None, mark: str = "**") -> str:
   if found is None:
     return ""
   if not math.isfinite(found.value):
@@ -206,7 +194,7 @@ def _cell(found: Ratio | None) -> str:
   if math.isnan(found.error):
     return f"{found.value:.3f}"
   text = f"{found.value:.3f} ± {found.error:.3f}"
-  return f"**{text}**" if found.value - 2 * found.error > 1 else text
+  return f"{mark}{text}{mark}" if found.value - 2 * found.error > 1 else text
 
 
 def _mean_cell(rows: Sequence[dict[str, Ratio]], optimizer: str) -> str:

@@ -43,6 +43,18 @@ def done(file: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
   return all(found.get(key) == value for key, value in wanted.items())
 
 
+def first(file: pathlib.Path) -> list[float | None]:
+  """Losses of the first steps by seed."""
+  return json.loads(file.read_text())["first"]
+
+
+def first_steps(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Results of first steps below a folder, one for every seed."""
+  for record in load(folder / "first"):
+    for seed, loss in enumerate(record.pop("first")):
+      yield record | {"seed": seed, "first": loss}
+
+
 def load(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
   """All results below a folder."""
   for file in sorted(folder.glob("*/*.json")):

@@ -1,10 +1,12 @@
-"""The trainings whose results are missing, each saved as soon as it is done."""
+"""The trainings whose results are missing, saved seed by seed."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.swap import ppo, results, training
@@ -23,7 +25,8 @@ def train(
 ) -> dict[str, list[int]]:
   """Trains a problem with optimizers from every seed whose result is missing.
 
-  All of a seed in turn, since a machine is faster one minute than the next.
+  Optimizers take turns within a seed, since a machine is faster one minute than the
+  next; what is resumed alone was timed at another time than the rest.
 
   Args:
     problem: its name and itself.
@@ -36,10 +39,7 @@ def train(
   Returns:
     The seeds that were trained, by optimizer.
   """
-  name, task = problem
-  of_task = {key: getattr(task, key) for key in ("rate", "steps", "note")}
-  of_task["title"] = task.name
-  wanted = {key: _wanted(name, (key, o)) | of_task for key, o in optimizers.items()}
+  task, wanted = problem[1], _of_problem(problem, optimizers)
   missing = {key: _missing(folder, w, seeds, resume) for key, w in wanted.items()}
   runs = {
     key: training.trainer(task, optimizers[key].build(task.rate, task.partition))
@@ -51,6 +51,42 @@ def train(
     for key, found in training.in_turn(chosen).items():
       _save(folder, wanted[key], seed, found._asdict())
   return missing
+
+
+def begin(
+  problem: tuple[str, Problem],
+  optimizers: Mapping[str, Optimizer],
+  seeds: Sequence[int],
+  folder: pathlib.Path,
+  resume: bool = True,
+) -> list[str]:
+  """The first 20 steps alone, from more seeds than whole trainings can have.
+
+  Args:
+    problem: as in :func:`train`.
+    optimizers: likewise.
+    seeds: from zero on.
+    folder: of all results; these are below ``first``, a file for all seeds.
+    resume: likewise; results of more seeds are kept too.
+
+  Returns:
+    The optimizers that were tried.
+  """
+  task, tried = problem[1], []
+  brief = dataclasses.replace(
+    task, steps=training.FIRST, held_out=lambda params: jnp.zeros(())
+  )
+  for key, wanted in _of_problem(problem, optimizers).items():
+    file = folder / "first" / problem[0] / f"{key}.json"
+    kept = results.first(file) if resume and results.done(file, wanted) else []
+    if len(kept) < len(seeds):
+      run = training.trainer(brief, optimizers[key].build(task.rate, task.partition))
+      found = [training.in_turn({key: run(seed)})[key].first for seed in seeds]
+      tried.append(key)
+      results.save(
+        file, {**wanted, "first": found, "environment": results.environment()}
+      )
+  return tried
 
 
 def reinforce(
@@ -90,6 +126,16 @@ def _returns(total: np.ndarray, ended: np.ndarray) -> dict[str, Any]:
   tenths = [t.sum() / max(e.sum(), 1) for t, e in zip(*parts, strict=True)]
   last = total[-ppo.LAST :].sum() / max(ended[-ppo.LAST :].sum(), 1)
   return {"return": float(last), "returns": [float(value) for value in tenths]}
+
+
+def _of_problem(
+  problem: tuple[str, Problem], optimizers: Mapping[str, Optimizer]
+) -> dict[str, dict[str, Any]]:
+  """What results of a problem are made with, by optimizer."""
+  name, task = problem
+  of_task = {key: getattr(task, key) for key in ("rate", "steps", "note")}
+  of_task["title"] = task.name
+  return {key: _wanted(name, (key, o)) | of_task for key, o in optimizers.items()}
 
 
 def _wanted(problem: str, optimizer: tuple[str, Optimizer]) -> dict[str, Any]:

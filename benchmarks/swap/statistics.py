@@ -42,10 +42,13 @@ def at_equal_steps(own: BySeed, adam: BySeed) -> Ratio:
 def at_equal_seconds(own: BySeed, adam: BySeed) -> Ratio:
   """The held-out loss after as many seconds as Adam's training took, over Adam's.
 
-  A training's seconds are the median over seeds, and the loss between two measurements
-  is interpolated. A method that is faster than Adam is taken at its end.
+  How many that is, is the median over seeds, whose trainings took turns. The loss
+  between two measurements is interpolated. A method that is faster than Adam is taken
+  at its end.
   """
-  seeds, share = _common(own, adam), min(1.0, _seconds(adam) / _seconds(own))
+  seeds = _common(own, adam)
+  shares = [adam[seed]["seconds"] / own[seed]["seconds"] for seed in seeds]
+  share = min(1.0, float(np.median(shares)))
 
   def reached(losses: Sequence[float | None]) -> float:
     places = np.linspace(0, 1, len(losses))
@@ -85,7 +88,7 @@ def ratio(own: Sequence[float], base: Sequence[float]) -> Ratio:
 
 
 def quotient(own: Ratio, base: Ratio) -> Ratio:
-  """Of two means that have nothing in common, by the delta method."""
+  """Of two means that are taken as independent, by the delta method."""
   value = own.value / base.value
   return Ratio(value, math.hypot(own.error, value * base.error) / abs(base.value))
 
@@ -107,10 +110,6 @@ def mean(values: Sequence[float]) -> Ratio:
 
 def _common(own: BySeed, adam: BySeed) -> list[int]:
   return sorted(set(own) & set(adam))
-
-
-def _seconds(runs: BySeed) -> float:
-  return float(np.median([run["seconds"] for run in runs.values()]))
 
 
 def _number(value: float | None) -> float:

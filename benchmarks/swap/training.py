@@ -21,8 +21,8 @@ class Run(NamedTuple):
     first: mean training loss of the first 20 steps.
     train: mean training loss of each tenth of the training.
     held_out: held-out loss at the start and after every tenth.
-    seconds: of ten tenths like the median one, without compilation and without the
-      held-out losses.
+    seconds: of ten tenths like the median one, which has no early refreshes of
+      ``mbf_adam``; without compilation and without the held-out losses.
   """
 
   first: float

@@ -43,10 +43,11 @@ def weight_of_the_next(k: Int[Array, ""]) -> Float[Array, ""]:
   """Weight in the moving average of ``r`` of a gradient that comes after ``k`` others.
 
   All weights add up to one. The first gradient, which nothing could foretell, leaves
-  the average at the one that it starts at. So matrices come in over the first steps:
-  made of a few gradients, they would act on their noise.
+  the average at the one that it starts at, so that matrices come in over the first
+  steps. Made of a few gradients, they would act on their noise.
   """
-  weight = (1 - MEMORY) / (1 - MEMORY ** (k + 1).astype(jnp.result_type(float)))
+  t = k.astype(jnp.result_type(float)) + 1  # optax's count ends at the largest int32
+  weight = (1 - MEMORY) / (1 - MEMORY**t)
   return jnp.where(k > 0, weight, 0)
 
 

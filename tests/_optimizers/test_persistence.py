@@ -92,6 +92,10 @@ def test_nothing_could_foretell_the_first_gradient(said):
   assert average_of([said]) == 1
 
 
+def test_persistence_still_moves_when_the_count_has_ended():
+  assert weight_of_the_next(jnp.int32(2**31 - 1)) == pytest.approx(1 - MEMORY)
+
+
 def test_persistence_is_clipped():
   np.testing.assert_array_equal(kappa_of(jnp.float32([-0.5, 0.5, 1.5])), [0, 0.5, 1])
 
