@@ -7,7 +7,7 @@ and the picture anew.
 python -m benchmarks.swap
 python -m benchmarks.swap --problems vae convnet --optimizers adam mbf_adam --seeds 1
 python -m benchmarks.swap --variant 'slow={"curvature_ema": 0.99}'
-python -m benchmarks.swap ppo --task cartpole --seeds 24
+python -m benchmarks.swap ppo --task cartpole --optimizers adam mbf_adam --seeds 96
 python -m benchmarks.swap first --optimizers adam mbf_adam --seeds 30
 python -m benchmarks.swap report
 """

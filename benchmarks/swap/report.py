@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib.figure
 
@@ -10,7 +10,7 @@ from benchmarks.paper.report import axes, colors, table
 from benchmarks.swap import results, statistics
 from benchmarks.swap.optimizers import OPTIMIZERS
 from benchmarks.swap.problems import HELD_OUT, TUNING
-from benchmarks.swap.statistics import ByOptimizer, BySeed, Ratio
+from benchmarks.swap.statistics import ByOptimizer, BySeed, Ratio, Record
 
 Quantity = Callable[[BySeed, BySeed], Ratio]
 Ratios = dict[str, dict[str, Ratio]]
@@ -33,33 +33,34 @@ def write(folder: pathlib.Path) -> str:
   Raises:
     SystemExit: if there is no problem with results of Adam and of another optimizer.
   """
-  groups = statistics.grouped(results.load(folder))
-  groups = {name: group for name, group in groups.items() if "adam" in group}
+  groups = _beside_adam(results.load(folder))
+  begun = _beside_adam(results.first_steps(folder))
   returns = statistics.grouped(results.load(folder / "ppo"))
-  compared = any(map(_has_others, groups.values()))
-  begun = statistics.grouped(results.first_steps(folder))
-  if not (compared or begun or returns):
+  if not (groups or begun or returns):
     raise SystemExit(
       f"{folder} holds no problem with results of adam and of another optimizer; run"
       " python -m benchmarks.swap, or give the folder with --out"
     )
   parts = []
-  if compared:
+  if groups:
     found = {title: ratios(groups, q) for title, q in _QUANTITIES.items()}
     parts += [_section(title, groups, part) for title, part in found.items()]
     parts.append(_notes(groups))
     picture(next(iter(found.values()))).savefig(folder / "swap.png", dpi=110)
   if begun:
-    found = ratios(begun, statistics.first_steps)
-    parts.append(_section(f"{_FIRST}, more seeds", begun, found))
+    shares = ratios(begun, statistics.first_steps)
+    parts += [_section(f"{_FIRST}, more seeds", begun, shares), _notes(begun)]
   parts += [_returns(name, group) for name, group in returns.items()]
   text = "\n\n".join(part for part in parts if part) + "\n"
   (folder / "swap.md").write_text(text)
   return text
 
 
-def _has_others(group: ByOptimizer) -> bool:
-  return len(group) > 1
+def _beside_adam(records: Iterable[Record]) -> dict[str, ByOptimizer]:
+  """Records of problems that have Adam's, none if there are no others at all."""
+  groups = statistics.grouped(records)
+  groups = {name: group for name, group in groups.items() if "adam" in group}
+  return groups if any(len(group) > 1 for group in groups.values()) else {}
 
 
 def ratios(groups: dict[str, ByOptimizer], quantity: Quantity) -> Ratios:
@@ -168,7 +169,7 @@ def _returns(task: str, group: ByOptimizer) -> str:
     collapsed = sum(value < limit for value in values[name])
     spread = f"{mean.value:.1f} ± {mean.error:.1f}"
     # Not paired by seed: in one batch with others a seed's return is another one.
-    share = "1.000" if name == "adam" else _cell(statistics.quotient(mean, adam), "")
+    share = "1.000" if name == "adam" else _plain(statistics.quotient(mean, adam))
     rows.append([name, len(values[name]), spread, share, f"{low:.1f}", collapsed])
   titles = ["optimizer", "seeds", "return", "over Adam's", "worst seed", "collapsed"]
   note = (
@@ -186,15 +187,19 @@ def _optimizers(found: Ratios) -> list[str]:
   return _ordered({name: None for row in found.values() for name in row})
 
 
-def _cell(found: Ratio | None, mark: str = "**") -> str:
+def _cell(found: Ratio | None) -> str:
   if found is None:
     return ""
+  text = _plain(found)
+  return f"**{text}**" if found.value - 2 * found.error > 1 else text
+
+
+def _plain(found: Ratio) -> str:
   if not math.isfinite(found.value):
     return "diverged"
   if math.isnan(found.error):
     return f"{found.value:.3f}"
-  text = f"{found.value:.3f} ± {found.error:.3f}"
-  return f"{mark}{text}{mark}" if found.value - 2 * found.error > 1 else text
+  return f"{found.value:.3f} ± {found.error:.3f}"
 
 
 def _mean_cell(rows: Sequence[dict[str, Ratio]], optimizer: str) -> str:

@@ -205,6 +205,14 @@ def test_first_steps_are_kept(tmp_path):
   assert begun(tmp_path)["adam"] != kept
 
 
+@pytest.mark.parametrize("name", ["adam", "mbf_adam"])
+def test_first_steps_of_one_optimizer_are_kept_and_not_reported(tmp_path, name):
+  runs.begin(("quadratic", quadratic()), {name: SGD}, range(2), tmp_path)
+  with pytest.raises(SystemExit, match="adam and of another optimizer"):
+    report.write(tmp_path)
+  assert list(begun(tmp_path)) == [name]
+
+
 def test_diverged_trainings_are_named(tmp_path):
   """And neither end the others nor the report."""
   task = "quadratic", quadratic()
@@ -277,7 +285,7 @@ def test_the_readme_has_the_returns_of_the_page():
   readme = (RESULTS.parents[2] / "README.md").read_text()
   (line,) = (line for line in readme.splitlines() if line.startswith("| PPO"))
   assert [cell.strip() for cell in line.split("|")[2:-1]] == expected
-  (said,) = (line for line in readme.splitlines() if line.startswith("PPO from"))
+  (said,) = (line for line in readme.splitlines() if line.startswith("PPO ("))
   for task, seeds in (("cartpole", 96), ("pendulum", 72)):
     for name in ("adam", "mbf_adam"):
       assert found[task][name][2] == str(seeds)
