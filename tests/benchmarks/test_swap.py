@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,6 @@ import pytest
 from benchmarks.swap import __main__ as command
 from benchmarks.swap import (
   data,
-  environments,
-  ppo,
   report,
   results,
   runs,
@@ -34,7 +30,6 @@ from benchmarks.swap.problems import HELD_OUT, PROBLEMS, TUNING
 
 pytestmark = pytest.mark.promotes
 
-RESULTS = pathlib.Path(command.__file__).parent / "results"
 QUICK = {"xla_backend_optimization_level": 0}  # a third of the time to compile
 
 
@@ -229,101 +224,6 @@ def test_diverged_trainings_are_named(tmp_path):
   np.testing.assert_allclose(begun(tmp_path)["adam"], begun(tmp_path)["adam"][0])
 
 
-def test_the_page_is_made_of_the_kept_runs(tmp_path):
-  shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
-  assert report.write(tmp_path) == (RESULTS / "swap.md").read_text()
-
-
-def test_the_readme_has_the_numbers_of_the_page():
-  page = (RESULTS / "swap.md").read_text().split("\n## ")
-  steps, seconds, first = page[:3]
-
-  def cells(section, row):
-    (line,) = (line for line in section.splitlines() if line.startswith(row))
-    numbers = [cell.strip(" *") for cell in line.split("|")]
-    return numbers[5:-1]
-
-  mean = "| geometric mean "
-  rows = {
-    "| 8 held-out problems": cells(steps, f"{mean}        | held out"),
-    "| 10 problems": cells(steps, f"{mean}        | tuning"),
-    "| worst of all": cells(steps, "| worst"),
-    "| training loss of the first": cells(first, f"{mean}        | all"),
-    "| all 18": cells(seconds, f"{mean}        | all"),
-  }
-  readme = (RESULTS.parents[2] / "README.md").read_text()
-  for start, expected in rows.items():
-    (line,) = (line for line in readme.splitlines() if line.startswith(start))
-    assert [cell.strip(" *") for cell in line.split("|")[2:-1]] == expected
-  problems = [
-    line for line in seconds.splitlines() if line[2:].split(" ")[0] in PROBLEMS
-  ]
-  ratios = [float(cells(line, "|")[0].split()[0]) for line in problems]
-  bold = ["**" in line.split("|")[5] for line in problems]
-  sure = max(ratio for ratio, is_bold in zip(ratios, bold, strict=True) if is_bold)
-  said = f"behind on {sum(ratio > 1 for ratio in ratios)} of the 18, on {sum(bold)} of"
-  said += f" them by more than two standard errors, up to {sure:.1f} times; once by"
-  said += f" {max(ratios):.1f} times, within two."
-  assert said in readme
-
-
-def test_the_readme_has_the_returns_of_the_page():
-  found = {}
-  for section in (RESULTS / "swap.md").read_text().split("\n## PPO, ")[1:]:
-    task, *lines = section.splitlines()
-    rows = [[cell.strip() for cell in line.split("|")] for line in lines if "|" in line]
-    found[task] = {row[1]: row for row in rows[2:]}
-
-  def cell(task, optimizer):
-    row = found[task].get(optimizer)
-    return f"{float(row[4].split()[0]):.2f}" if row else "-"
-
-  expected = [
-    f"{cell('cartpole', name)}, {cell('pendulum', name)}"
-    for name in ("mbf_adam", "soap", "muon", "nadam")
-  ]
-  readme = (RESULTS.parents[2] / "README.md").read_text()
-  (line,) = (line for line in readme.splitlines() if line.startswith("| PPO"))
-  assert [cell.strip() for cell in line.split("|")[2:-1]] == expected
-  (said,) = (line for line in readme.splitlines() if line.startswith("PPO ("))
-  for task, seeds in (("cartpole", 96), ("pendulum", 72)):
-    for name in ("adam", "mbf_adam"):
-      assert found[task][name][2] == str(seeds)
-  returns, costs = (found[task]["mbf_adam"][4] for task in ("cartpole", "pendulum"))
-  assert f"{returns} of Adam's return on CartPole" in said
-  assert f"{costs} of its cost on Pendulum" in said
-  counts = [
-    found[task][name][6]
-    for task in ("cartpole", "pendulum")
-    for name in ("adam", "mbf_adam")
-  ]
-  assert f"on CartPole {counts[0]} seeds of Adam's end below half" in said
-  assert f"return and {counts[1]} of `mbf_adam`'s" in said
-  assert f"on Pendulum {counts[2]} and {counts[3]} above twice its cost" in said
-  group = statistics.grouped(results.load(RESULTS / "ppo"))["cartpole"]
-  ends = [[run["return"] for run in group[n].values()] for n in ("adam", "mbf_adam")]
-  below = [sum(end < 0.55 * np.mean(ends[0]) for end in own) for own in ends]
-  assert f"({below[0]} and {below[1]} below 0.55 of it)" in said
-
-
-def test_the_readme_has_the_worst_of_the_first_steps():
-  groups = statistics.grouped(results.first_steps(RESULTS))
-  shares = report.ratios(groups, statistics.first_steps)
-  above = {
-    name: (100 * (of_name["mbf_adam"].value - 1), 100 * of_name["mbf_adam"].error)
-    for name, of_name in shares.items()
-    if of_name["mbf_adam"].value > 1
-  }
-  assert list(groups) == sorted(PROBLEMS)
-  assert list(above) == ["noisy", "graph"]
-  noisy = "by {:.1f} ± {:.1f} % on `noisy`".format(*above["noisy"])
-  graph = "by {:.2f} ± {:.2f} % on `graph`".format(*above["graph"])
-  mean = statistics.geometric_mean([row["mbf_adam"] for row in shares.values()])
-  readme = (RESULTS.parents[2] / "README.md").read_text()
-  assert f"{noisy} and {graph}" in readme
-  assert f"({mean.value:.3f} ± {mean.error:.3f} from thirty seeds)" in readme
-
-
 def test_nothing_to_report(tmp_path):
   with pytest.raises(SystemExit, match=r"adam.*run python -m benchmarks.swap, or"):
     report.write(tmp_path)
@@ -453,62 +353,3 @@ def test_exact_solution_solves_the_equation():
   np.testing.assert_allclose(
     found, -5 * np.pi**2 * science._exact(points), rtol=1e-4, atol=1e-3
   )
-
-
-@pytest.mark.parametrize("name", ppo.TASKS)
-def test_ppo(tmp_path, name):
-  task = ppo.TASKS[name]._replace(rollout=256, epochs=1, batch=512, steps=2048)
-  adam = "adam", OPTIMIZERS["adam"]
-  assert runs.reinforce((name, task), adam, [0, 1], tmp_path) == [0, 1]
-  assert runs.reinforce((name, task), adam, [0, 1], tmp_path) == []
-  found = json.loads((tmp_path / f"ppo/{name}/adam-0.json").read_text())
-  low, high = {"cartpole": (8, 60), "pendulum": (-2000, -500)}[name]
-  assert low < found["return"] < high  # as a policy that acts at random
-  assert f"PPO, {name}" in report.write(tmp_path)
-
-
-def test_advantages_against_a_loop():
-  task = ppo.TASKS["pendulum"]
-  rng = np.random.default_rng(0)
-  reward, value = rng.normal(size=(2, 6, 2))
-  ended = rng.random((6, 2)) < 0.3
-  last = rng.normal(size=2)
-  nothing = jnp.zeros((6, 2))
-  rollout = ppo.Rollout(
-    nothing, nothing, nothing, *map(jnp.asarray, (value, reward, ended)), nothing
-  )
-  advantage = ppo._targets(task, rollout, jnp.asarray(last))[3].reshape(6, 2)
-  values = np.concatenate([value, last[None]])
-  for copy in range(2):
-    for start in range(6):
-      total, weight = 0.0, 1.0
-      for t in range(start, 6):
-        after = 0.0 if ended[t, copy] else task.discount * values[t + 1, copy]
-        total += weight * (reward[t, copy] + after - value[t, copy])
-        weight *= task.discount * ppo.LAMBDA
-        if ended[t, copy]:
-          break
-      np.testing.assert_allclose(advantage[start, copy], total, rtol=1e-4, atol=1e-5)
-
-
-def test_pendulum_keeps_its_energy_without_torque():
-  environment = environments.ENVIRONMENTS["pendulum"]
-  step = jax.jit(environment.step)
-  state, energies = jnp.array([3.0, 0.0]), []
-  for _ in range(200):
-    state, reward, failed = step(state, jnp.zeros(1))
-    energies.append(float(state[1] ** 2 / 2 + 15 * jnp.cos(state[0])))
-    assert reward <= 0
-    assert not failed
-  assert np.ptp(energies) < 0.5  # of 30 between the top and the bottom
-
-
-def test_cartpole_falls_without_control():
-  step = jax.jit(environments.ENVIRONMENTS["cartpole"].step)
-  state, steps, failed = jnp.array([0.0, 0.0, 0.01, 0.0]), 0, False
-  while not failed:
-    state, reward, failed = step(state, jnp.int32(1))
-    steps += 1
-    assert reward == 1
-  assert 8 <= steps <= 12  # pushed to one side without an end it falls in ten steps
-  assert state[2] < 0
