@@ -97,16 +97,13 @@ class Persistence:
   def __init__(self, memory: float):
     self.memory = memory
     self.total = 0.0
-    self.count = 0
+    self.count = 0  # Of the gradients that had a momentum before them.
     self.kappa = 1.0
 
-  def observe(self, g: np.ndarray, before: np.ndarray | None) -> None:
-    """Takes the gradient and the corrected momentum that did not know it, if any."""
-    if before is None:
-      r = 1.0
-    else:
-      largest = max(np.sum(g**2), np.sum(before**2))
-      r = np.sum(g * before) / largest if largest > 0 else 0.0
+  def observe(self, g: np.ndarray, before: np.ndarray) -> None:
+    """Takes the gradient and the corrected momentum that did not know it."""
+    largest = max(np.sum(g**2), np.sum(before**2))
+    r = np.sum(g * before) / largest if largest > 0 else 0.0
     self.total = self.memory * self.total + (1 - self.memory) * r
     self.count += 1
     mean = float(self.total) / (1 - self.memory**self.count)
@@ -274,8 +271,8 @@ class MbfAdamReference:
     for part, layer in self._parts:
       update = part.read(adam)
       if layer is not None:
-        earlier = None if before is None else part.read(before)
-        layer.persistence.observe(part.read(grads), earlier)
+        if before is not None:
+          layer.persistence.observe(part.read(grads), part.read(before))
         if self.count % self.curvature_update_period == 0:
           layer.observe(part.read(curvature))
         if self._due():

@@ -120,8 +120,7 @@ class TwoSidedBlocks(ColumnBlocks):
       return Columns(whole[..., :n, :], below)
     weights, *bias = self._rows_of_parts(columns)
     found = [products.multiply(state.inverse, weights)]
-    # A product with a vector is a kernel of its own for a CPU to compile, a sum is not.
-    found += [jnp.sum(state.inverse * b.mT, -1, keepdims=True) for b in bias]
+    found += [products.times_vectors(state.inverse, b) for b in bias]
     return Columns(*map(self._joined, found))
 
   def _joined(

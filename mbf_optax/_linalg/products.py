@@ -3,6 +3,7 @@
 import itertools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
 from mbf_optax._mesh import devices
@@ -24,6 +25,34 @@ def multiply(
   While an update is traced, that is jax's default.
   """
   return jnp.matmul(a, b)
+
+
+def times_vectors(
+  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
+) -> Float[Array, "*batch n 1"]:
+  """``P v`` of symmetric matrices ``P``."""
+  return jax.lax.platform_dependent(
+    symmetric, vectors, cpu=_times_two_rows, default=_summed
+  )
+
+
+def _summed(
+  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
+) -> Float[Array, "*batch n 1"]:
+  return jnp.sum(symmetric * vectors.mT, -1, keepdims=True)
+
+
+def _times_two_rows(
+  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
+) -> Float[Array, "*batch n 1"]:
+  """A product with ``v`` twice, of which a library has the code.
+
+  A CPU compiles a kernel for every product with one vector. A sum is fused with what it
+  is multiplied by, and then takes ten times as long.
+  """
+  *batch, n, _ = vectors.shape
+  rows = jnp.broadcast_to(vectors.mT, (*batch, 2, n))
+  return multiply(rows, symmetric)[..., :1, :].mT
 
 
 def split_rows(

@@ -3,8 +3,8 @@
 With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update::
 
   m, v, a      as Adam has them, with all of its options
-  r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer, r_1 = 1
-  kappa        =  clip(average of r, 0, 1)                     persistence
+  r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer
+  kappa        =  clip(average of r, 0, 1)                     persistence, 1 at first
   G_b         <-  beta G_b + (1 - beta) g_b g_b^T              every T1 steps
   A_b          =  (1 - alpha) G_b / (c tau) + alpha I          alpha = n / (n + N)
   R_b         <-  F (A_b + lambda I)^(-exponent (1 - sqrt(kappa))) F
@@ -75,7 +75,7 @@ def scale_by_mbf_adam(
   output_exponent: optax.ScalarOrSchedule = 0.5,
   curvature_ema: jax.typing.ArrayLike = 0.99,
   curvature_update_period: jax.typing.ArrayLike = 1,
-  inverse_update_period: jax.typing.ArrayLike = 10,
+  inverse_update_period: jax.typing.ArrayLike = 20,
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,
@@ -99,7 +99,7 @@ def scale_by_mbf_adam(
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
-  where :math:`r_1 = 1`, :math:`c = 1 - \beta^s` corrects for the start at zero,
+  where :math:`\kappa_1 = 1`, :math:`c = 1 - \beta^s` corrects for the start at zero,
   :math:`\tau` is the mean diagonal of :math:`G_b / c`, :math:`n` the length of a block
   and :math:`N` the number of gradient vectors that :math:`G_b` is made of. :math:`F_b`
   is :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s

@@ -5,7 +5,7 @@ know it yet, the foretold share is ``r = <g, m^> / max(|g|^2, |m^|^2)``, in ``[-
 Its moving average, clipped to ``[0, 1]``, is the layer's persistence ``kappa``: near
 one where the gradient persists (first steps, low rates, full batches), near zero where
 it is noise or oscillates. Nothing could foretell the first gradient, which is taken to
-persist: its share is one.
+persist until the second one comes.
 """
 
 import jax.numpy as jnp
@@ -42,13 +42,11 @@ def foretold(
 def weight_of_the_next(k: Int[Array, ""]) -> Float[Array, ""]:
   """Weight in the moving average of ``r`` of a gradient that comes after ``k`` others.
 
-  All weights add up to one. The first gradient, which nothing could foretell, leaves
-  the average at the one that it starts at, so that matrices come in over the first
-  steps. Made of a few gradients, they would act on their noise.
+  The weights of all but the first add up to one. Nothing could foretell the first, which
+  leaves the average at the one that it starts at; the second takes its place.
   """
-  t = k.astype(jnp.result_type(float)) + 1  # optax's count ends at the largest int32
-  weight = (1 - MEMORY) / (1 - MEMORY**t)
-  return jnp.where(k > 0, weight, 0)
+  before = jnp.maximum(k, 1).astype(jnp.result_type(float))
+  return jnp.where(k > 0, (1 - MEMORY) / (1 - MEMORY**before), 0)
 
 
 def averaged(

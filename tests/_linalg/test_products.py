@@ -35,6 +35,30 @@ def test_traces():
   )
 
 
+def symmetric_and_vectors() -> tuple[np.ndarray, np.ndarray]:
+  rng = np.random.default_rng(0)
+  matrices = rng.normal(size=(2, 3, 5, 5)).astype(np.float32)
+  vectors = rng.normal(size=(2, 3, 5, 1)).astype(np.float32)
+  return matrices + np.swapaxes(matrices, -1, -2), vectors
+
+
+def test_vectors_are_multiplied_by_symmetric_matrices():
+  symmetric, vectors = symmetric_and_vectors()
+  found = products.times_vectors(jnp.asarray(symmetric), jnp.asarray(vectors))
+  np.testing.assert_allclose(found, symmetric @ vectors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
+def test_a_vector_is_multiplied_in_a_product_on_a_cpu_and_in_a_sum_elsewhere(
+  platform, count
+):
+  """Only a CPU has no fast code for a sum that is fused with what it is for."""
+  lower = jax.jit(products.times_vectors).trace(*symmetric_and_vectors()).lower
+  text = lower(lowering_platforms=(platform,)).as_text()
+  assert text.count("stablehlo.dot_general") == count
+  assert text.count("stablehlo.reduce(") == 1 - count
+
+
 @pytest.mark.parametrize(("n", "parts", "size"), [(7, 1, 8), (7, 3, 3), (6, 2, 3)])
 def test_rows_are_split_and_joined(n, parts, size):
   columns = np.random.default_rng(0).normal(size=(2, n, 4)).astype(np.float32)
