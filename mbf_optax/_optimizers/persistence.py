@@ -42,8 +42,8 @@ def foretold(
 def weight_of_the_next(k: Int[Array, ""]) -> Float[Array, ""]:
   """Weight in the moving average of ``r`` of a gradient that comes after ``k`` others.
 
-  The weights of all but the first add up to one. Nothing could foretell the first, which
-  leaves the average at the one that it starts at; the second takes its place.
+  Nothing could foretell the first, which leaves the average at the one that it starts
+  at. The second takes its place, and from then on all weights add up to one.
   """
   before = jnp.maximum(k, 1).astype(jnp.result_type(float))
   return jnp.where(k > 0, (1 - MEMORY) / (1 - MEMORY**before), 0)
