@@ -50,7 +50,7 @@ def page(record: Record) -> str:
     f" {record.made_with()}. Whole training steps, all optimizers of a table in turn,"
     " the median of each kind of step, weighted by how often it occurs. Periods are"
     " (steps between statistics, steps between inverses); `mbf` has (1, 2) and"
-    " `mbf_adam` (1, 20).\n\n" + "\n".join(sections)
+    " `mbf_adam` (1, 10).\n\n" + "\n".join(sections)
   )
 
 

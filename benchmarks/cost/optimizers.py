@@ -71,8 +71,8 @@ OPTIMIZERS: dict[str, Factory] = {
   "mbf(10,100)": lambda: _mbf(10, 100),
   "low_rank": lambda: low_rank(16),
   "mbf_adam(1,1)": lambda: _mbf_adam(1, 1),
-  "mbf_adam": lambda: _mbf_adam(1, 20),
-  "mbf_adam one side": lambda: _mbf_adam(1, 20, "shared", 128),
-  "mbf_adam one side, 1024": lambda: _mbf_adam(1, 20, "shared"),
+  "mbf_adam": lambda: _mbf_adam(1, 10),
+  "mbf_adam one side": lambda: _mbf_adam(1, 10, "shared", 128),
+  "mbf_adam one side, 1024": lambda: _mbf_adam(1, 10, "shared"),
   "mbf_adam(10,100)": lambda: _mbf_adam(10, 100),
 }

@@ -75,7 +75,7 @@ def scale_by_mbf_adam(
   output_exponent: optax.ScalarOrSchedule = 0.5,
   curvature_ema: jax.typing.ArrayLike = 0.99,
   curvature_update_period: jax.typing.ArrayLike = 1,
-  inverse_update_period: jax.typing.ArrayLike = 20,
+  inverse_update_period: jax.typing.ArrayLike = 10,
   partition: Partition | None = None,
   inverse: Method = "sweep",
   inverse_dtype: jax.typing.DTypeLike | None = None,

@@ -123,7 +123,7 @@ def test_two_equal_rates_are_mbf_adam_itself_with_a_mask():
   """What the documentation gives as the recipe."""
   model, tokens = GPT(7, layers=1), jnp.zeros((1, 8), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-  best = {"curvature_ema": 0.95, "exponent": 1.0, "output_exponent": 0.75}
+  best = {"curvature_ema": 0.95, "output_exponent": 0.75}
   two = muon.apart(0.01, 0.01, **best)
   one = mbf_optax.mbf_adam(
     muon.schedule(0.01),
