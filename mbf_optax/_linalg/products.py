@@ -48,7 +48,7 @@ def _times_two_rows(
   """A product with ``v`` twice, of which a library has the code.
 
   A CPU compiles a kernel for every product with one vector. A sum is fused with what it
-  is multiplied by, and then takes ten times as long.
+  is multiplied by, and then takes some twenty times as long as this.
   """
   *batch, n, _ = vectors.shape
   rows = jnp.broadcast_to(vectors.mT, (*batch, 2, n))

@@ -4,7 +4,7 @@ With ``t`` the number of this step, counted from 1, and ``a`` Adam's own update:
 
   m, v, a      as Adam has them, with all of its options
   r            =  <g, m^_(t-1)> / max(|g|^2, |m^_(t-1)|^2)     layer by layer
-  kappa        =  clip(average of r, 0, 1)                     persistence, 1 at first
+  kappa        =  clip(average of r, 0, 1)                     persistence, kappa_1 = 1
   G_b         <-  beta G_b + (1 - beta) g_b g_b^T              every T1 steps
   A_b          =  (1 - alpha) G_b / (c tau) + alpha I          alpha = n / (n + N)
   R_b         <-  F (A_b + lambda I)^(-exponent (1 - sqrt(kappa))) F
@@ -99,19 +99,19 @@ def scale_by_mbf_adam(
     d_b &= R_b \hat m_b \\
     u_b &= d_b \, |a_b| / |d_b|
 
-  where :math:`\kappa_1 = 1`, :math:`c = 1 - \beta^s` corrects for the start at zero,
-  :math:`\tau` is the mean diagonal of :math:`G_b / c`, :math:`n` the length of a block
-  and :math:`N` the number of gradient vectors that :math:`G_b` is made of. :math:`F_b`
-  is :math:`D^{-s/2}` with :math:`D` the diagonal of :math:`G_b / (c \tau)` and :math:`s
-  = \operatorname{clip}((0.4 - u) / 0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 -
-  \alpha) D + \alpha} / n)^2` is the share of elements that have the others' scale: the
-  identity where that is 0.4 or more, and Adam's own scaling of inputs whose scales
-  differ by orders of magnitude. The persistence :math:`\kappa` of a layer is near one
-  while its gradient persists; then the step follows Adam's momentum, rows scaled by
-  :math:`F_b`, at Adam's length. It is near zero where the gradient is noise or
-  oscillates; then the matrix acts with its full exponent. ``"two_sided"`` layers have
-  matrices of their outputs as well and are scaled as one. Whatever is read element by
-  element takes :math:`a` itself.
+  where the average begins with :math:`r_2`, :math:`\kappa_1 = 1`, :math:`c = 1 -
+  \beta^s` corrects for the start at zero, :math:`\tau` is the mean diagonal of
+  :math:`G_b / c`, :math:`n` the length of a block and :math:`N` the number of gradient
+  vectors that :math:`G_b` is made of. :math:`F_b` is :math:`D^{-s/2}` with :math:`D`
+  the diagonal of :math:`G_b / (c \tau)` and :math:`s = \operatorname{clip}((0.4 - u) /
+  0.2, 0, 1) / 2`, where :math:`u = (\sum \sqrt{(1 - \alpha) D + \alpha} / n)^2` is the
+  share of elements that have the others' scale: the identity where that is 0.4 or more,
+  and Adam's own scaling of inputs whose scales differ by orders of magnitude. The
+  persistence :math:`\kappa` of a layer is near one while its gradient persists; then
+  the step follows Adam's momentum, rows scaled by :math:`F_b`, at Adam's length. It is
+  near zero where the gradient is noise or oscillates; then the matrix acts with its
+  full exponent. ``"two_sided"`` layers have matrices of their outputs as well and are
+  scaled as one. Whatever is read element by element takes :math:`a` itself.
 
   Args:
     b1: Adam's first decay, in ``[0, 1)``.

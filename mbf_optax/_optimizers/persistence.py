@@ -45,8 +45,10 @@ def weight_of_the_next(k: Int[Array, ""]) -> Float[Array, ""]:
   Nothing could foretell the first, which leaves the average at the one that it starts
   at. The second takes its place, and from then on all weights add up to one.
   """
-  before = jnp.maximum(k, 1).astype(jnp.result_type(float))
-  return jnp.where(k > 0, (1 - MEMORY) / (1 - MEMORY**before), 0)
+  # Rounded alike in both places, so that the second's weight is exactly one.
+  memory = jnp.asarray(MEMORY, jnp.result_type(float))
+  before = jnp.maximum(k, 1).astype(memory.dtype)
+  return jnp.where(k > 0, (1 - memory) / (1 - memory**before), 0)
 
 
 def averaged(

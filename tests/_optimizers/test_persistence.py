@@ -86,6 +86,10 @@ def test_nothing_could_foretell_the_first_gradient(said):
   assert average_of([said]) == 1
 
 
+def test_the_second_gradient_takes_the_place_of_the_first():
+  assert average_of([1.0, 0.0]) == 0
+
+
 def test_persistence_still_moves_when_the_count_has_ended():
   assert weight_of_the_next(jnp.int32(2**31 - 1)) == pytest.approx(1 - MEMORY)
 
