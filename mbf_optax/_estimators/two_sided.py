@@ -118,10 +118,18 @@ class TwoSidedBlocks(ColumnBlocks):
       n = columns.weights.shape[-2]
       below = None if columns.bias is None else whole[..., n:, :]
       return Columns(whole[..., :n, :], below)
-    weights, *bias = self._rows_of_parts(columns)
-    found = [products.multiply(state.inverse, weights)]
-    found += [products.times_vectors(state.inverse, b) for b in bias]
-    return Columns(*map(self._joined, found))
+    weights, bias = columns
+    scaled = self._joined(products.multiply(state.inverse, self._cut(weights)))
+    return Columns(scaled, None if bias is None else self._row_times(state, bias))
+
+  def _row_times(
+    self, state: BlockState, row: Float[Array, "*stack 1 m"]
+  ) -> Float[Array, "*stack 1 m"]:
+    """A row is cut and joined without being transposed."""
+    parts, stack = self.output_parts, row.shape[:-2]
+    cut = self._padded(row).reshape(*stack, parts.count, 1, parts.kept)
+    scaled = products.rows_times(cut, state.inverse)
+    return scaled.reshape(*stack, 1, -1)[..., : parts.n]
 
   def _joined(
     self, rows: Float[Array, "*stack parts kept k"]
@@ -143,11 +151,16 @@ class TwoSidedBlocks(ColumnBlocks):
     self, piece: Float[Array, "*stack k m"]
   ) -> Float[Array, "*stack parts kept k"]:
     parts = self.output_parts
-    spare = parts.count * parts.kept - parts.n
-    if spare:
-      piece = jnp.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, spare)])
-    cut = piece.reshape(*piece.shape[:-1], parts.count, parts.kept)
+    cut = self._padded(piece).reshape(*piece.shape[:-1], parts.count, parts.kept)
     return jnp.moveaxis(cut, -3, -1)
+
+  def _padded(self, piece: Float[Array, "*stack k m"]) -> Float[Array, "*stack k _"]:
+    """With zeros, so that it fills all parts."""
+    parts = self.output_parts
+    spare = parts.count * parts.kept - parts.n
+    if not spare:
+      return piece
+    return jnp.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, spare)])
 
   def norms(self, vectors: Pieces) -> Norms:
     stacked = len(self.reading.stack_shape)

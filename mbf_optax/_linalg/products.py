@@ -27,32 +27,29 @@ def multiply(
   return jnp.matmul(a, b)
 
 
-def times_vectors(
-  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
-) -> Float[Array, "*batch n 1"]:
-  """``P v`` of symmetric matrices ``P``."""
-  return jax.lax.platform_dependent(
-    symmetric, vectors, cpu=_times_two_rows, default=_summed
-  )
+def rows_times(
+  rows: Float[Array, "*batch 1 n"], symmetric: Float[Array, "*batch n n"]
+) -> Float[Array, "*batch 1 n"]:
+  """``v P`` of symmetric matrices ``P``, one row each."""
+  return jax.lax.platform_dependent(rows, symmetric, cpu=_twice, default=_summed)
 
 
 def _summed(
-  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
-) -> Float[Array, "*batch n 1"]:
-  return jnp.sum(symmetric * vectors.mT, -1, keepdims=True)
+  rows: Float[Array, "*batch 1 n"], symmetric: Float[Array, "*batch n n"]
+) -> Float[Array, "*batch 1 n"]:
+  return jnp.expand_dims(jnp.sum(symmetric * rows, -1), -2)
 
 
-def _times_two_rows(
-  symmetric: Float[Array, "*batch n n"], vectors: Float[Array, "*batch n 1"]
-) -> Float[Array, "*batch n 1"]:
+def _twice(
+  rows: Float[Array, "*batch 1 n"], symmetric: Float[Array, "*batch n n"]
+) -> Float[Array, "*batch 1 n"]:
   """A product with ``v`` twice, of which a library has the code.
 
   A CPU compiles a kernel for every product with one vector. A sum is fused with what it
   is multiplied by, and then takes some twenty times as long as this.
   """
-  *batch, n, _ = vectors.shape
-  rows = jnp.broadcast_to(vectors.mT, (*batch, 2, n))
-  return multiply(rows, symmetric)[..., :1, :].mT
+  *batch, _, n = rows.shape
+  return multiply(jnp.broadcast_to(rows, (*batch, 2, n)), symmetric)[..., :1, :]
 
 
 def split_rows(

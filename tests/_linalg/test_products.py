@@ -35,25 +35,25 @@ def test_traces():
   )
 
 
-def symmetric_and_vectors() -> tuple[np.ndarray, np.ndarray]:
+def rows_and_symmetric() -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(0)
   matrices = rng.normal(size=(2, 3, 5, 5)).astype(np.float32)
-  vectors = rng.normal(size=(2, 3, 5, 1)).astype(np.float32)
-  return matrices + np.swapaxes(matrices, -1, -2), vectors
+  rows = rng.normal(size=(2, 3, 1, 5)).astype(np.float32)
+  return rows, matrices + np.swapaxes(matrices, -1, -2)
 
 
-def test_vectors_are_multiplied_by_symmetric_matrices():
-  symmetric, vectors = symmetric_and_vectors()
-  found = products.times_vectors(jnp.asarray(symmetric), jnp.asarray(vectors))
-  np.testing.assert_allclose(found, symmetric @ vectors, rtol=1e-5, atol=1e-5)
+def test_rows_are_multiplied_by_symmetric_matrices():
+  rows, symmetric = rows_and_symmetric()
+  found = products.rows_times(jnp.asarray(rows), jnp.asarray(symmetric))
+  np.testing.assert_allclose(found, rows @ symmetric, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
-def test_a_vector_is_multiplied_in_a_product_on_a_cpu_and_in_a_sum_elsewhere(
+def test_a_row_is_multiplied_in_a_product_on_a_cpu_and_in_a_sum_elsewhere(
   platform, count
 ):
   """Only a CPU has no fast code for a sum that is fused with what it is for."""
-  lower = jax.jit(products.times_vectors).trace(*symmetric_and_vectors()).lower
+  lower = jax.jit(products.rows_times).trace(*rows_and_symmetric()).lower
   text = lower(lowering_platforms=(platform,)).as_text()
   assert text.count("stablehlo.dot_general") == count
   assert text.count("stablehlo.reduce(") == 1 - count
