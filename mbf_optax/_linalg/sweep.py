@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbf_optax._linalg import triangles
 from mbf_optax._mesh import devices
 from mbf_optax._tree.shapes import Array, Float, Int
 
@@ -75,7 +74,7 @@ def spd_inverse(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n 
   """Inverses of symmetric positive definite matrices.
 
   A block sweep with Cholesky pivots: after the panels ``K`` have been swept the
-  working matrix holds ``-inv(A_KK)``, ``inv(A_KK) A_KR`` and the Schur complement
+  working matrix holds ``-inv(A_KK)``, ``-inv(A_KK) A_KR`` and the Schur complement
   ``A_RR - A_RK inv(A_KK) A_KR``; sweeping the next panel, whose pivot block is
   ``D = L L^T``, subtracts ``V V^T`` with ``V = A[:, panel] L^(-T)`` everywhere.
   All the work is in that product: ``2 n^3`` operations, a quarter less for large
@@ -122,8 +121,11 @@ def _sweep_panel(
 ) -> Float[Array, "*batch n n"]:
   """Sweeps the ``width`` columns from ``offset`` on.
 
-  The first ``corner`` rows are right up to column ``corner`` alone: what is beyond
-  mirrors the rows below. New rows are selected for the reason in :func:`_take`.
+  With ``I`` in the rows of the pivot block, ``V`` has ``L^(-T)`` there, and ``V V^T``
+  is minus everything that the panel's rows and columns become: one subtraction sweeps
+  the whole matrix. The first ``corner`` rows are right up to column ``corner`` alone:
+  what is beyond mirrors the rows below. No slice is set, for the reason in
+  :func:`_take`.
   """
   n = swept.shape[-1]
   columns = _take(swept, offset, width, -1)
@@ -133,13 +135,20 @@ def _sweep_panel(
       jnp.greater_equal(offset, corner), mirrored, columns[..., :corner, :]
     )
     columns = jnp.concatenate([upper, columns[..., corner:, :]], axis=-2)
-  scaled, panel = map(devices.whole, _eliminate(devices.whole(columns), offset))
-  swept = _subtract_product(swept, scaled, corner)
-  swept = jax.lax.dynamic_update_slice_in_dim(swept, panel, offset, swept.ndim - 1)
-  within = jnp.arange(n) - offset
-  rows = jnp.take(panel.mT, within, axis=-2, mode="clip")
-  is_row = ((within >= 0) & (within < width))[:, None]
-  return jnp.where(jnp.broadcast_to(is_row, swept.shape), rows, swept)
+  columns = devices.whole(columns)
+  pivot = jax.lax.dynamic_slice_in_dim(columns, offset, width, columns.ndim - 2)
+  within = (jnp.arange(n) - offset)[:, None]
+  is_other = (within < 0) | (within >= width)
+  eye = (within == jnp.arange(width)[None]).astype(swept.dtype)
+  columns = jnp.where(_over(is_other, columns), columns, _over(eye, columns))
+  scaled = devices.whole(_matmul(columns, _inverse_cholesky(pivot).mT))
+  others = jnp.where(_over(is_other & is_other.T, swept), swept, 0)
+  return _subtract_product(others, scaled, corner)
+
+
+def _over(matrix: Array, like: Float[Array, "*shape"]) -> Array:
+  """One matrix for every matrix of a batch."""
+  return jnp.broadcast_to(matrix, like.shape)
 
 
 def _take(
@@ -170,24 +179,6 @@ def _subtract_product(
   square = swept[..., :corner, :corner] - _matmul(upper, upper.mT)
   swept = swept.at[..., corner:, :].set(below)
   return swept.at[..., :corner, :corner].set(square)
-
-
-def _eliminate(
-  columns: Float[Array, "*batch n width"], offset: Int[Array, ""] | int
-) -> tuple[Float[Array, "*batch n width"], Float[Array, "*batch n width"]]:
-  """What sweeping the columns from ``offset`` on is made of.
-
-  Returns:
-    ``V``, whose ``V V^T`` is subtracted from everything else, and the columns swept.
-  """
-  batch, width = columns.shape[:-2], columns.shape[-1]
-  start = (0,) * len(batch)
-  pivot = jax.lax.dynamic_slice(columns, (*start, offset, 0), (*batch, width, width))
-  factor = _inverse_cholesky(pivot)
-  scaled = _matmul(columns, factor.mT)
-  panel = _matmul(scaled, factor)
-  inverse = -_matmul(factor.mT, factor)
-  return scaled, jax.lax.dynamic_update_slice(panel, inverse, (*start, offset, 0))
 
 
 def _inverse_cholesky(
@@ -222,14 +213,34 @@ def _eliminate_rows(
 
 
 def _by_rows(matrices: Float[Array, "*batch b b"]) -> Float[Array, "*batch b b"]:
-  """:func:`_inverse_cholesky` row by row, with the batch innermost for speed."""
-  b = matrices.shape[-1]
-  packed = triangles.pack(jnp.moveaxis(matrices, (-2, -1), (0, 1)))
-  factors = jnp.moveaxis(
-    triangles.unpack(triangles.inverse_factor(packed)), (0, 1), (-2, -1)
+  """:func:`_inverse_cholesky` row by row, with the batch innermost for speed.
+
+  In place: what a pivot clears in ``A`` makes room for what it enters in ``I``. With
+  one for the pivot in its row, a product of a column and that row is all of both.
+  """
+  rows = jnp.arange(matrices.shape[-1]).reshape(-1, *[1] * (matrices.ndim - 1))
+  columns = jnp.swapaxes(rows, 0, 1)
+  array = jnp.moveaxis(matrices, (-2, -1), (0, 1))
+
+  def eliminate(
+    k: Int[Array, ""], array: Float[Array, "b b *batch"]
+  ) -> Float[Array, "b b *batch"]:
+    row = jax.lax.dynamic_slice_in_dim(array, k, 1, 0)
+    column = jax.lax.dynamic_slice_in_dim(array, k, 1, 1)
+    pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, 1)
+    factors = jnp.where(_over(rows > k, column), column / pivot, 0)
+    row = jnp.where(_over(columns == k, row), 1, row)
+    cleared = jnp.where(_over((rows > k) & (columns == k), array), 0, array)
+    return cleared - factors * row
+
+  array = jax.lax.fori_loop(0, len(rows), eliminate, array)
+  below, eye = (
+    jnp.asarray(mask, array.dtype).reshape(*mask.shape, *[1] * (array.ndim - 2))
+    for mask in (np.tri(len(rows), k=-1), np.eye(len(rows)))
   )
-  is_lower = np.tri(b, dtype=bool).reshape(*[1] * (matrices.ndim - 2), b, b)
-  return jnp.where(is_lower, factors, 0)
+  pivots = jnp.sum(array * eye, 1, keepdims=True)
+  scales = jax.lax.rsqrt(jnp.where(pivots > 0, pivots, jnp.nan))
+  return jnp.moveaxis((array * below + eye) * scales, (0, 1), (-2, -1))
 
 
 def _beside_identity(

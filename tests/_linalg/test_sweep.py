@@ -38,6 +38,14 @@ def test_a_bad_matrix_is_marked_and_leaves_the_others_alone(n, fault):
   inverses.marks_a_bad_matrix_alone(invert, n, fault)
 
 
+@pytest.mark.parametrize("pivot", [0.0, np.inf])
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_single_pivot_that_is_zero_or_infinite_makes_everything_nan(n, pivot):
+  given = np.eye(n, dtype=np.float32)
+  given[-1, -1] = pivot
+  assert np.all(np.isnan(invert(given)))
+
+
 def test_leading_axes_are_batch_axes():
   given = inverses.matrices_of_condition(6, 20, 10).astype(np.float32)
   flat = invert(given)
