@@ -1,6 +1,7 @@
 """Products ``A A^T``, products with matrices in parts, and diagonals."""
 
 import itertools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -87,21 +88,42 @@ def mean_product(columns: Float[Array, "*batch n m"]) -> Float[Array, "*batch n 
 def symmetric_product(
   columns: Float[Array, "*batch n m"],
 ) -> Float[Array, "*batch n n"]:
-  """``A A^T``, computing little more than its lower triangle.
+  """``A A^T``, computing little more than its lower triangle."""
 
-  Strips of rows are computed up to the diagonal and mirrored beyond it. That saves up
-  to three operations of eight but copies the product once more, so with few columns or
-  few rows the whole product is computed.
+  def strip(start: int, end: int) -> Float[Array, "*batch _ _"]:
+    return multiply(columns[..., start:end, :], columns[..., :end, :].mT)
+
+  return _by_strips(strip, *columns.shape[-2:])
+
+
+def gram(rows: Float[Array, "*batch m n"]) -> Float[Array, "*batch n n"]:
+  """``A^T A``: :func:`symmetric_product` of the transposed, which nothing copies."""
+
+  def strip(start: int, end: int) -> Float[Array, "*batch _ _"]:
+    return jnp.einsum("...ki,...kj->...ij", rows[..., start:end], rows[..., :end])
+
+  m, n = rows.shape[-2:]
+  return _by_strips(strip, n, m)
+
+
+def _by_strips(
+  strip: Callable[[int, int], Float[Array, "*batch _ _"]], n: int, m: int
+) -> Float[Array, "*batch n n"]:
+  """A symmetric product from strips of its rows, each up to the diagonal.
+
+  What is beyond is mirrored. That saves up to three operations of eight but copies the
+  product once more, so with few columns or few rows the whole product is computed.
+
+  Args:
+    strip: the rows between two numbers, up to the second one's column.
+    n: order of the product.
+    m: number of columns of what is multiplied.
   """
-  n, m = columns.shape[-2:]
   count = min(_STRIPS, -(-n // _LEAST_ROWS))
   if count == 1 or n > _TALL * m:
-    return multiply(columns, columns.mT)
+    return strip(0, n)
   edges = list(itertools.pairwise(n * index // count for index in range(count + 1)))
-  strips = [
-    multiply(columns[..., start:end, :], columns[..., :end, :].mT)
-    for start, end in edges
-  ]
+  strips = [strip(start, end) for start, end in edges]
   rows = []
   for index, (start, end) in enumerate(edges):
     mirrored = [below[..., start:end].mT for below in strips[index + 1 :]]

@@ -20,6 +20,14 @@ def test_symmetric_product(shape):
   np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(7, 3), (200, 577), (2, 400, 1200), (80, 1800)])
+def test_gram(shape):
+  rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  product = products.gram(jnp.asarray(rows))
+  expected = np.swapaxes(rows, -1, -2) @ rows
+  np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_mean_product_is_the_mean_over_the_columns_up_to_the_largest_gradients():
   columns = without_faults(jnp.full((2, 3, 40), 1e16))
   assert jnp.all(columns > 0)
@@ -80,7 +88,11 @@ def test_products_of_parts_with_their_matrices():
 @pytest.mark.parametrize("precision", ["high", "highest"])
 def test_products_have_the_precision_that_is_set_around_them(precision):
   x = jax.ShapeDtypeStruct((3, 3), jnp.float32)
-  for function in (products.symmetric_product, lambda x: products.apply(x, x)):
+  for function in (
+    products.symmetric_product,
+    products.gram,
+    lambda x: products.apply(x, x),
+  ):
     with jax.default_matmul_precision(precision):
       text = jax.jit(function).lower(x).as_text()
     assert f"precision = [{precision.upper()}, {precision.upper()}]" in text
