@@ -80,10 +80,11 @@ class TwoSidedBlocks(ColumnBlocks):
     """The mean outer product of the rows of weights, and of the bias."""
     if devices.may_be_divided():
       return products.mean_product(self.output_parts.split(_transposed(columns)))
-    weights, *bias = self._rows_of_parts(columns)
-    total = products.gram(weights)
-    for b in bias:
-      total = total + b.mT * b
+    weights, bias = columns
+    total = products.gram(self._cut(weights))
+    if bias is not None:
+      row = self._cut(bias)
+      total = total + row.mT * row
     return total / self.reading.block_size
 
   def statistics(self, state: TwoSidedState) -> list[Statistics]:
@@ -132,18 +133,13 @@ class TwoSidedBlocks(ColumnBlocks):
     split = jnp.moveaxis(rows, -3, -2)
     return split.reshape(*split.shape[:-2], -1)[..., : self.output_parts.n]
 
-  def _rows_of_parts(
-    self, columns: Columns
-  ) -> list[Float[Array, "*stack parts _ kept"]]:
-    """Rows of weights, and the bias, cut into parts of outputs, which lead.
-
-    Rows stay rows: a transposed copy takes a CPU several times as long as a plain one.
-    """
-    return [self._cut(piece) for piece in columns if piece is not None]
-
   def _cut(
     self, piece: Float[Array, "*stack k m"]
   ) -> Float[Array, "*stack parts k kept"]:
+    """Rows of weights, or the bias, cut into parts of outputs, which lead.
+
+    Rows stay rows: a transposed copy takes a CPU several times as long as a plain one.
+    """
     parts = self.output_parts
     cut = self._padded(piece).reshape(*piece.shape[:-1], parts.count, parts.kept)
     return jnp.moveaxis(cut, -2, -3)
